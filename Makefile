@@ -1,0 +1,38 @@
+# Every target makes .venv by itself; Python 3.11 or newer, make and PyPI are all it takes.
+# Another interpreter: make demo PYTHON=python3.13
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-slow check bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/genzoo demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m ""
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest -m "" -s tests/benchmarks/bench_*.py
+
+clean:
+	rm -rf .venv dist build .pytest_cache .ruff_cache
+	find src tests conversion -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that the version which constraints.txt names is in place before anything that depends
+# on it is looked at.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "genzoo needs Python 3.11 or newer and $(PYTHON) is not: name one, as in make PYTHON=python3.13" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
