@@ -1,0 +1,175 @@
+"""How good a generator is: its images against real ones, as a feature network sees them."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
+
+from ..data import ImageDataset, load_images
+from ..evaluation.images import (
+    Features,
+    conditional_accuracy,
+    evaluate_images,
+    extract_features,
+    inception_network,
+    real_features,
+    weights_sha256,
+)
+from ..runtime import command, generator_for, hardware, versions
+from .pipeline_gan import GANPipeline
+
+
+def evaluate_gan(
+    folder: str | Path,
+    dataset: ImageDataset | str | Path | None = None,
+    *,
+    feature_network: str | Path,
+    split: str = "test",
+    num_images: int | None = None,
+    seed: int = 0,
+    truncation: float | None = None,
+    batch_size: int = 256,
+) -> list[dict[str, Any]]:
+    """Measures the generator in a folder as it is loaded: float32 numbers from a float16 file.
+
+    Beside the model's rows stand two kinds of reference, marked as such: what training images in
+    the place of the generated ones would score (the floor of FID and KID), and the feature
+    network's accuracy on the real images.
+
+    Args:
+        folder: A checkpoint folder.
+        dataset: Real images that the model has not seen: loaded already, or a name or path for
+            `load_images`; None for the data set that it was trained on.
+        feature_network: Folder of an image classifier, or "inception".
+        split: Which part of the data, if it is not loaded already.
+        num_images: How many to generate; None for as many as there are real ones, since FID depends
+            on it.
+        seed: Of latents, classes and the metrics' random choices.
+        truncation: See `GANPipeline`.
+        batch_size: Images at a time.
+
+    Returns:
+        Rows for `results.json`.
+
+    Raises:
+        FileNotFoundError: If data or checkpoint are not there.
+        ValueError: If data, model and feature network do not fit together.
+    """
+    started = time.monotonic()
+    folder = Path(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = GANPipeline.from_pretrained(folder, discriminator=None).to(device)
+    config = pipe.gan.config
+    source = dataset
+    if source is None:
+        results = folder / "results.json"
+        if not results.exists():
+            raise FileNotFoundError(f"{results} is not there to name the data: pass a dataset")
+        source = json.loads(results.read_text())["training"]["dataset"]
+    shape = {"image_size": config.image_size, "num_channels": config.num_channels}
+    real_images = (
+        source if isinstance(source, ImageDataset) else load_images(source, split=split, **shape)
+    )
+    num_images = num_images or len(real_images)
+
+    network, network_name, sha256 = _load_network(feature_network)
+    remembered = {"network_sha256": sha256, "device": device}
+    real = real_features(
+        network, real_images.images, dataset=real_images.name, split=real_images.split, **remembered
+    )
+    labels = None
+    if config.num_classes:
+        labels = torch.randint(config.num_classes, (num_images,), generator=generator_for(seed, 1))
+    images = _generate(
+        pipe, num_images, labels, seed=seed, truncation=truncation, batch_size=batch_size
+    )
+    generated = extract_features(network, images, device=device)
+    judged = _judge_labels(config, network, labels)
+    rows = evaluate_images(real, generated, labels=judged, seed=seed)
+
+    facts = {
+        "dataset": real_images.name,
+        "split": real_images.split,
+        "num_real": len(real_images),
+        "num_generated": num_images,
+        "feature_network": network_name,
+        "feature_network_sha256": sha256,
+        "truncation": truncation,
+        "seed": seed,
+        "command": command(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "reference": False,
+    }
+    rows = [row | facts for row in rows]
+    is_reference = {"num_generated": None, "truncation": None, "reference": True}
+    if not isinstance(source, ImageDataset) and split != "train":
+        train_images = load_images(source, split="train", **shape)
+        train = real_features(
+            network, train_images.images, dataset=train_images.name, split="train", **remembered
+        )
+        chosen = torch.randperm(len(train), generator=generator_for(seed, 2))[:num_images]
+        floor = Features(train.embeddings[chosen], None)
+        rows += [row | facts | is_reference for row in evaluate_images(real, floor, seed=seed)]
+    if (
+        judged is not None
+        and real_images.labels is not None
+        and real_images.label_names == list(config.id2label.values())
+    ):
+        accuracy = conditional_accuracy(
+            real.logits, _judge_labels(config, network, real_images.labels)
+        )
+        rows.append(
+            {"metric": "class_accuracy", "value": accuracy, "std": None} | facts | is_reference
+        )
+    seconds = time.monotonic() - started
+    return [row | {"seconds": seconds} for row in rows]
+
+
+def _load_network(feature_network: str | Path) -> tuple[nn.Module, str, str]:
+    if str(feature_network) == "inception":
+        network = inception_network(is_required=True)
+        return network, "inception", weights_sha256(network.weights)
+    folder = Path(feature_network)
+    network = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
+    return network, folder.resolve().name, weights_sha256(folder)
+
+
+def _generate(
+    pipe: GANPipeline,
+    num_images: int,
+    labels: Tensor | None,
+    *,
+    seed: int,
+    truncation: float | None,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Batches in [-1, 1], each from a generator of its own: none depends on those before it."""
+    pipe.set_progress_bar_config(disable=True)
+    for first in range(0, num_images, batch_size):
+        count = min(batch_size, num_images - first)
+        images = pipe(
+            count,
+            class_labels=None if labels is None else labels[first : first + count],
+            generator=generator_for(seed, 0, first),
+            truncation=truncation,
+            output_type="pt",
+        ).images
+        yield images * 2 - 1
+
+
+def _judge_labels(config: Any, network: nn.Module, labels: Tensor | None) -> Tensor | None:
+    """The labels as the feature network numbers them; None where it knows other classes.
+
+    Classes are matched by name.
+    """
+    known = getattr(getattr(network, "config", None), "label2id", None) or {}
+    names = list(config.id2label.values()) if labels is not None else []
+    if not names or not all(name in known for name in names):
+        return None
+    return torch.tensor([known[name] for name in names])[labels]
