@@ -1,0 +1,1 @@
+"""Metrics: pure functions of features; the network that the features come from is an argument."""
