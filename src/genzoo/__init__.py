@@ -1,0 +1,56 @@
+"""A zoo of generative models that Hugging Face's loaders know.
+
+Importing genzoo registers its models with the Auto classes of transformers, and no more than that:
+what needs diffusers, a data set or a training loop is imported when it is first asked for.
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+from .features import FeatureNetConfig, FeatureNetForImageClassification
+from .gan import (
+    DCGANConfig,
+    DCGANDiscriminator,
+    DCGANGenerator,
+    SelfModGANConfig,
+    SelfModGANDiscriminator,
+    SelfModGANGenerator,
+)
+
+if TYPE_CHECKING:
+    from .gan.pipeline_gan import GANPipeline
+    from .loading import locate, pipeline
+
+    __version__: str
+
+__all__ = [
+    "DCGANConfig",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
+    "FeatureNetConfig",
+    "FeatureNetForImageClassification",
+    "GANPipeline",
+    "SelfModGANConfig",
+    "SelfModGANDiscriminator",
+    "SelfModGANGenerator",
+    "__version__",
+    "locate",
+    "pipeline",
+]
+
+_LAZY = {"GANPipeline": ".gan.pipeline_gan", "locate": ".loading", "pipeline": ".loading"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("genzoo")
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name], __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
