@@ -1,0 +1,458 @@
+"""Cards: numbers rendered from results.json, names that agree, and code that runs as it stands."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from genzoo import hub
+from genzoo.loading import locate, recipes
+
+REPOSITORY = Path(__file__).parents[1]
+CARDS = {card.parent.name: card.parent for card in (REPOSITORY / "model_cards").glob("*/README.md")}
+PAGES = ["README.md", "README.zh.md", *(f"model_cards/{name}/README.md" for name in sorted(CARDS))]
+SCHEMA = json.loads((REPOSITORY / "model_cards/results.schema.json").read_text())
+
+# What the weights in the tree may take, in MiB, by room: git keeps every version for ever.
+BUDGET = {"gan": 8, "ebm": 4, "glann": 5, "jose": 10, "conditional_text": 18, "features": 2}
+
+# A page says `<!-- not run: reason -->` above a Python block that the test must not run; here is
+# every page that does so, with its reasons.
+NOT_RUN: dict[str, list[str]] = {}
+
+WEIGHTS_ELSEWHERE = "weights are not in this repository"
+
+
+def weights(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.rglob("*.safetensors")
+        if "run" not in path.relative_to(folder).parts
+    ]
+
+
+def room_of(name: str) -> str:
+    return recipes()[name].__module__.split(".")[1]
+
+
+# Every card of the zoo
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_card_names_agree(name):
+    assert name in recipes(), "a card is named as its recipe"
+    results = CARDS[name] / "results.json"
+    if results.exists():
+        results = json.loads(results.read_text())
+        assert (results["name"], results["recipe"]) == (name, name)
+    recipe = recipes()[name]()
+    assert recipe.name == name
+    data = ModelCard.load(CARDS[name] / "README.md").data
+    assert data.datasets == (None if recipe.data.startswith("sklearn/") else [recipe.data])
+
+
+def test_every_recipe_has_a_card():
+    assert sorted(recipes()) == sorted(CARDS)
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_front_matter_is_what_the_hub_takes(name):
+    data = ModelCard.load(CARDS[name] / "README.md").data
+    assert data.license == "apache-2.0"
+    assert data.library_name in ("genzoo", "diffusers", "transformers")
+    assert data.pipeline_tag
+    assert data.tags
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_results_keep_the_schema(name):
+    path = CARDS[name] / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else None
+    if results is not None:
+        jsonschema.validate(results, SCHEMA, jsonschema.Draft202012Validator)
+    if weights(CARDS[name]):
+        assert results and "training" in results, "weights, but no record of their training"
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_card_is_rendered(name, tmp_path):
+    """The card in the tree is what `render_card` makes of its results."""
+    before = {}
+    for path in [
+        CARDS[name] / "README.md",
+        *CARDS[name].glob("results.json"),
+        *CARDS[name].glob(".eval_results/*"),
+    ]:
+        copy = tmp_path / path.relative_to(CARDS[name])
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        before[copy] = path.read_bytes()
+    assert hub.render_card(tmp_path) == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", sorted(CARDS))
+def test_card_shows_what_is_there(name):
+    text = (CARDS[name] / "README.md").read_text(encoding="utf-8")
+    for image in re.findall(r"!\[.*?\]\((?!https?:)(.+?)\)", text):
+        assert (CARDS[name] / image).is_file()
+    if not weights(CARDS[name]):
+        assert hub.NOT_TRAINED in text or WEIGHTS_ELSEWHERE in text
+
+
+def test_weights_fit_their_budget():
+    sizes = defaultdict(int)
+    for name, folder in CARDS.items():
+        sizes[room_of(name)] += sum(path.stat().st_size for path in weights(folder))
+    assert {room: size for room, size in sizes.items() if size > BUDGET[room] * 2**20} == {}
+
+
+def test_no_pickle_travels():
+    """Weights are safetensors: whatever can hold a pickle stays out of the cards."""
+    suffixes = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+    files = [
+        path for folder in CARDS.values() for path in folder.rglob("*") if "run" not in path.parts
+    ]
+    assert [path for path in files if path.suffix in suffixes] == []
+
+
+# Code in pages
+
+
+def code_blocks(text: str) -> list[tuple[int, str, str | None]]:
+    """Line, code, and the reason not to run it, of every Python block of a page."""
+    pattern = r"^(?:<!-- not run: (?P<reason>.+?) -->\s+)?^```python\n(?P<code>.*?)^```"
+    return [
+        (text[: match.start("code")].count("\n"), match["code"], match["reason"])
+        for match in re.finditer(pattern, text, flags=re.MULTILINE | re.DOTALL)
+    ]
+
+
+def test_code_blocks_are_found():
+    text = "# A\n```python\na = 1\n```\n```bash\nls\n```\n"
+    text += "<!-- not run: slow -->\n\n```python\nb = 2\n```\n"
+    assert code_blocks(text) == [(2, "a = 1\n", None), (10, "b = 2\n", "slow")]
+    assert code_blocks((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+
+
+def test_blocks_that_do_not_run_are_listed():
+    found = {}
+    for page in PAGES:
+        blocks = code_blocks((REPOSITORY / page).read_text(encoding="utf-8"))
+        if reasons := [reason for _, _, reason in blocks if reason]:
+            found[page] = reasons
+    assert found == NOT_RUN
+
+
+# A card without weights has nothing to run; test_card_shows_what_is_there has it say so.
+RUNNABLE = [page for page in PAGES if "/" not in page or weights((REPOSITORY / page).parent)]
+
+RUN_BLOCKS = """
+import json, sys
+page, blocks = json.load(sys.stdin)
+namespace = {"__name__": "__main__"}
+for line, code in blocks:
+    # Empty lines in front, so that a traceback names the line of the page.
+    exec(compile("\\n" * line + code, page, "exec"), namespace)
+"""
+
+
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_code_of_a_page_runs(page, tmp_path):
+    """The blocks of a page, in order as a reader runs them, offline, in a clean process."""
+    blocks = code_blocks((REPOSITORY / page).read_text(encoding="utf-8"))
+    # A folder that looks like the repository, so that what a block saves does not land in it.
+    for path in REPOSITORY.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_BLOCKS],
+        input=json.dumps((page, [(line, code) for line, code, reason in blocks if not reason])),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# What travels in the wheel
+
+
+def test_wheel_is_enough(tmp_path, monkeypatch):
+    """Cards and weights are in the wheel, run state is not; installed, it finds its own weights."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "src"):
+        (source / name).symlink_to(REPOSITORY / name)
+    (source / "model_cards").mkdir()
+    for path in (REPOSITORY / "model_cards").iterdir():
+        (source / "model_cards" / path.name).symlink_to(path)
+    state = source / "model_cards/x/run/checkpoints/step-1.pt"
+    state.parent.mkdir(parents=True)
+    state.write_text("run state")
+    monkeypatch.chdir(source)
+    backend = importlib.import_module("hatchling.build")
+    wheel = zipfile.ZipFile(tmp_path / backend.build_wheel(str(tmp_path)))
+
+    names = set(wheel.namelist())
+    assert "genzoo/py.typed" in names
+    assert [name for name in names if "/run/" in name] == []
+    for folder in CARDS.values():
+        for path in [folder / "README.md", *weights(folder)]:
+            assert f"genzoo/model_cards/{path.relative_to(REPOSITORY / 'model_cards')}" in names
+
+    wheel.extractall(tmp_path / "installed")
+    trained = sorted(name for name, folder in CARDS.items() if weights(folder))
+    code = (
+        "import json, sys, genzoo; print(json.dumps([str(genzoo.locate(n)) for n in sys.argv[1:]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *trained],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    installed = tmp_path / "installed/genzoo/model_cards"
+    assert json.loads(done.stdout.splitlines()[-1]) == [str(installed / name) for name in trained]
+    assert [locate(name) for name in trained] == [CARDS[name] for name in trained]
+
+
+# Rendering
+
+CARD = """---
+license: apache-2.0
+# by hand
+datasets:
+- owner/faces
+tags: [genzoo]
+pipeline_tag: unconditional-image-generation
+---
+
+# A card
+
+<!-- results -->
+<!-- /results -->
+
+Between.
+
+<!-- training -->
+old
+<!-- /training -->
+
+The end, with a backslash \\1.
+"""
+
+MEASUREMENT = {
+    "metric": "fid",
+    "value": 12.34567,
+    "std": None,
+    "dataset": "owner/faces",
+    "split": "test",
+    "num_real": 10000,
+    "num_generated": 10000,
+    "feature_network": "feature-net-faces",
+    "feature_network_sha256": "0123456789abcdef" * 4,
+    "truncation": None,
+    "seed": 0,
+    "command": "genzoo evaluate model_cards/gan-faces",
+    "hardware": "2 CPU cores",
+    "seconds": 60.0,
+    "versions": {"torch": "2.13.0"},
+    "reference": False,
+}
+RESULTS = {
+    "name": "gan-faces",
+    "recipe": "gan-faces",
+    "task": "unconditional-image-generation",
+    "training": {
+        "command": "genzoo train gan-faces",
+        "dataset": "owner/faces",
+        "split": "train",
+        "num_steps": 20000,
+        "num_images": 1280000,
+        "batch_size": 64,
+        "seed": 0,
+        "num_processes": 1,
+        "seconds": 3480.5,
+        "hardware": "2 CPU cores",
+        "versions": {"torch": "2.13.0", "genzoo": "0.1.0"},
+    },
+    "evaluation": [
+        MEASUREMENT,
+        MEASUREMENT | {"metric": "kid", "value": 0.0042179, "std": 0.000321},
+        MEASUREMENT | {"metric": "recall", "value": 0.5, "truncation": 0.7},
+        MEASUREMENT | {"value": 1.5, "num_generated": None, "reference": True},
+        MEASUREMENT | {"metric": "accuracy", "value": 0.9134, "dataset": "sklearn/digits"},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "README.md").write_text(CARD, encoding="utf-8")
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    return tmp_path
+
+
+def change(folder: Path, **values) -> None:
+    (folder / "results.json").write_text(json.dumps(RESULTS | values))
+
+
+def test_the_example_keeps_the_schema():
+    jsonschema.validate(RESULTS, SCHEMA, jsonschema.Draft202012Validator)
+
+
+def test_schema_and_rendering_know_the_same_fields():
+    for record, definition in ((hub._Training, "training"), (hub._Measurement, "measurement")):
+        fields = list(record.__dataclass_fields__)
+        assert SCHEMA["$defs"][definition]["required"] == fields
+        assert list(SCHEMA["$defs"][definition]["properties"]) == fields
+
+
+def test_numbers_of_a_card(folder):
+    changed = hub.render_card(folder)
+    assert changed == [folder / "README.md", folder / ".eval_results/owner--faces.yaml"]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    judge = "feature-net-faces (0123456789ab)"
+    for line in (
+        f"| FID ↓ | 12.35 | owner/faces, test | 10,000 / 10,000 | {judge} | off | 0 |",
+        f"| KID ↓ | 0.00422 ± 0.00032 | owner/faces, test | 10,000 / 10,000 | {judge} | off | 0 |",
+        f"| Recall ↑ | 0.5000 | owner/faces, test | 10,000 / 10,000 | {judge} | 0.7 | 0 |",
+        "| FID ↓ (reference: real images) | 1.500 | owner/faces, test | 10,000 / - "
+        f"| {judge} | off | 0 |",
+        "genzoo evaluate model_cards/gan-faces",
+        "on 2 CPU cores; torch 2.13.0.",
+        "genzoo train gan-faces",
+        "- data: owner/faces, train",
+        "- length: 20,000 steps, 1,280,000 images in batches of 64",
+        "- hardware: 2 CPU cores, 1 process",
+        "- time: 58 min",
+        "- versions: torch 2.13.0, genzoo 0.1.0",
+    ):
+        assert line in text.splitlines(), line
+    assert text.count("genzoo evaluate") == 1, "a command is shown once"
+    assert "old" not in text
+    assert text.endswith("The end, with a backslash \\1.\n") and "\n\nBetween.\n\n" in text
+
+
+def test_rendering_again_changes_nothing(folder):
+    hub.render_card(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert hub.render_card(folder) == []
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_results_for_the_hub(folder):
+    hub.render_card(folder)
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.datasets, data.tags) == ("apache-2.0", ["owner/faces"], ["genzoo"])
+    assert data.model_name == "gan-faces"
+    rows = [(row.dataset_type, row.metric_type, row.metric_value) for row in data.eval_results]
+    assert rows == [  # the reference is not a result of the model
+        ("owner/faces", "fid", 12.35),
+        ("owner/faces", "kid", 0.00422),
+        ("owner/faces", "recall", 0.5),
+        ("sklearn/digits", "accuracy", 0.9134),
+    ]
+    assert data.eval_results[1].metric_args["std"] == 0.00032
+    assert data.eval_results[0].task_type == "unconditional-image-generation"
+
+    files = list((folder / ".eval_results").iterdir())
+    assert [path.name for path in files] == ["owner--faces.yaml"], (
+        "sklearn/digits is not on the Hub"
+    )
+    entries = parse_eval_result_entries(yaml.safe_load(files[0].read_text(encoding="utf-8")))
+    found = [(entry.dataset_id, entry.task_id, entry.value) for entry in entries]
+    assert found == [row for row in rows if row[0] == "owner/faces"]
+    assert "10000 generated images" in entries[0].notes
+
+
+def test_results_that_went_away_leave_nothing_behind(folder):
+    hub.render_card(folder)
+    change(folder, evaluation=[])
+    assert hub.render_card(folder) == [
+        folder / ".eval_results/owner--faces.yaml",
+        folder / "README.md",
+    ]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert hub.NOT_EVALUATED in text
+    assert "model-index" not in text and "model_name" not in text
+
+
+def test_a_recipe_without_weights_says_so(folder):
+    (folder / "results.json").unlink()
+    assert hub.render_card(folder) == [folder / "README.md"]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text.count(hub.NOT_TRAINED) == 2
+    assert hub.render_card(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "std", "shown"),
+    [
+        (0, None, "0"),
+        (123456, None, "123456"),
+        (0.98333333, None, "0.9833"),
+        (0.00012345678, None, "0.0001235"),
+        (9.87654, 0, "9.877"),
+        (123.456, 12.3, "123"),
+        (-0.00012, 0.0034, "-0.0001"),
+    ],
+)
+def test_rounding(value, std, shown):
+    assert hub._rounded(value, std) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(95.4, "95 s"), (6000, "100 min"), (9000, "2.5 h")])
+def test_duration(seconds, shown):
+    assert hub._duration(seconds) == shown
+
+
+def without(record: dict, key: str) -> dict:
+    return {name: value for name, value in record.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"training": without(RESULTS["training"], "seed")}, "training has no field 'seed'"),
+        ({"evaluation": [MEASUREMENT, {}]}, r"evaluation\[1\] has no field 'metric'"),
+        ({"evaluation": [MEASUREMENT | {"sed": 0}]}, r"\[0\] has the unknown field 'sed'"),
+        ({"evaluation": [MEASUREMENT | {"value": float("nan")}]}, "value is nan"),
+    ],
+)
+def test_wrong_results_are_named_and_leave_the_card_alone(folder, values, message):
+    change(folder, **values)
+    with pytest.raises(ValueError, match=message):
+        hub.render_card(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == CARD
+
+
+def test_wrong_files_are_named(folder):
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results.json is not JSON"):
+        hub.render_card(folder)
+    (folder / "results.json").write_text(json.dumps(without(RESULTS, "recipe")))
+    with pytest.raises(ValueError, match="has no field 'recipe'"):
+        hub.render_card(folder)
+    change(folder)
+    (folder / "README.md").write_text(CARD.replace("<!-- /results -->", ""))
+    with pytest.raises(ValueError, match="needs `<!-- results -->`"):
+        hub.render_card(folder)
+    (folder / "README.md").write_text("# No front matter")
+    with pytest.raises(ValueError, match="does not begin with front matter"):
+        hub.render_card(folder)
+    (folder / "README.md").unlink()
+    with pytest.raises(FileNotFoundError, match="write the card"):
+        hub.render_card(folder)

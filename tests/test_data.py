@@ -1,0 +1,146 @@
+"""Images in, batches out."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genzoo.data import ImageBatches, ImageDataset, load_images, to_model_range
+
+
+def numbered(count: int) -> ImageDataset:
+    """Images whose every pixel is their row."""
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+    return ImageDataset(
+        images.clone(), torch.arange(count), [str(i) for i in range(count)], "n", "train"
+    )
+
+
+def rows(batch) -> list[int]:
+    return ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_range_ends_are_exact():
+    assert to_model_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_every_epoch_holds_each_image_once():
+    batches = ImageBatches(numbered(10), 4, seed=0)
+    seen = [row for index in range(5) for row in rows(batches[index])]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    assert batches[0].labels.tolist() == rows(batches[0])
+
+
+def test_a_batch_depends_on_its_index_alone():
+    one, other = ImageBatches(numbered(10), 4, seed=1), ImageBatches(numbered(10), 4, seed=1)
+    expected = [rows(one[index]) for index in range(6)]
+    assert [rows(other[index]) for index in reversed(range(6))] == expected[::-1]
+    assert [rows(ImageBatches(numbered(10), 4, seed=2)[index]) for index in range(6)] != expected
+
+
+def test_processes_share_the_batch_of_one():
+    whole = ImageBatches(numbered(10), 4, seed=0, random_flip=True)
+    parts = [
+        ImageBatches(numbered(10), 4, seed=0, random_flip=True, process_index=rank, num_processes=2)
+        for rank in range(2)
+    ]
+    for index in range(5):
+        assert torch.equal(whole[index].images[0::2], parts[0][index].images)
+        assert torch.equal(whole[index].images[1::2], parts[1][index].images)
+
+
+def test_flips_mirror_half_of_the_images_left_to_right():
+    images = torch.zeros(100, 1, 2, 2, dtype=torch.uint8)
+    images[..., 0] = 255
+    batch = ImageBatches(
+        ImageDataset(images, None, [], "n", "train"), 100, seed=0, random_flip=True
+    )[0]
+    is_flipped = batch.images[:, 0, 0, 1] == 1
+    assert 30 < int(is_flipped.sum()) < 70
+    assert torch.equal(batch.images[:, 0, 0, 0] == 1, ~is_flipped)
+    assert batch.labels is None
+
+
+def test_digits_have_disjoint_splits():
+    train = load_images("sklearn/digits", image_size=16, num_channels=1)
+    test = load_images("sklearn/digits", split="test", image_size=8, num_channels=3, limit=50)
+    assert train.images.shape == (1438, 1, 16, 16) and test.images.shape == (50, 3, 8, 8)
+    assert train.label_names == [str(digit) for digit in range(10)]
+    assert int(train.images.amax()) == 255
+    with pytest.raises(FileNotFoundError, match="not 'validation'"):
+        load_images("sklearn/digits", split="validation", image_size=16, num_channels=1)
+
+
+def mirror(folder: Path, column: str = "image") -> Path:
+    """A parquet mirror of a data set of three pictures, as the Hub lays it out."""
+    pictures = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (0, 100, 200)]
+    features = datasets.Features(
+        {column: datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    table = datasets.Dataset.from_dict({column: pictures, "label": [0, 1, 1]}, features=features)
+    (folder / "data").mkdir(parents=True)
+    table.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_mirror_by_path_and_by_hub_id(column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mirror(tmp_path / "three_pictures", column)
+    by_path = load_images(tmp_path / "three_pictures", image_size=4, num_channels=1)
+    assert by_path.images[:, 0, 0, 0].tolist() == [0, 100, 200]
+    assert by_path.labels.tolist() == [0, 1, 1] and by_path.label_names == ["no", "yes"]
+    monkeypatch.setenv("GENZOO_DATA", str(tmp_path))
+    by_id = load_images("somebody/three_pictures", image_size=4, num_channels=1)
+    assert torch.equal(by_id.images, by_path.images) and by_id.name == "somebody/three_pictures"
+
+
+def test_folder_of_pictures_is_cut_scaled_and_labelled(tmp_path: Path):
+    (tmp_path / "left").mkdir()
+    (tmp_path / "right").mkdir()
+    wide = Image.new("RGB", (40, 20), "blue")
+    wide.paste("red", (10, 0, 30, 20))  # the square in the middle
+    wide.save(tmp_path / "left" / "wide.png")
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "right" / "clear.png")
+    data = load_images(tmp_path, image_size=8, num_channels=3)
+    assert data.label_names == ["left", "right"] and data.labels.tolist() == [0, 1]
+    assert data.images[0].permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [[255, 0, 0]]
+    assert data.images[1].unique().tolist() == [255]  # what is transparent becomes white
+
+
+def test_folder_without_sub_folders_has_no_labels(tmp_path: Path):
+    Image.new("L", (8, 8), 7).save(tmp_path / "one.png")
+    data = load_images(tmp_path, image_size=8, num_channels=1)
+    assert data.labels is None and data.label_names == [] and data.images.unique().tolist() == [7]
+
+
+def test_names_the_row_that_cannot_be_decoded(tmp_path: Path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"this is no picture")
+    with pytest.raises(ValueError, match=r"row 1 \(.*b.png\).* is no image that can be read"):
+        load_images(tmp_path, image_size=8, num_channels=1)
+
+
+def test_names_the_columns_found_and_wanted(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    table = datasets.Dataset.from_dict({"text": ["a"], "stars": [1]})
+    table.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="found text, stars; wanted one of type Image"):
+        load_images(tmp_path, image_size=8, num_channels=1)
+
+
+def test_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FileNotFoundError, match="no data folder"):
+        load_images(tmp_path / "nowhere", image_size=8, num_channels=1)
+    with pytest.raises(FileNotFoundError, match="somebody/nothing could not be loaded"):
+        load_images("somebody/nothing", image_size=8, num_channels=1)
+    with pytest.raises(FileNotFoundError, match="no split 'test'"):
+        load_images(mirror(tmp_path / "m"), split="test", image_size=8, num_channels=1)
+    monkeypatch.setenv("GENZOO_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="GENZOO_DATA has no mirror of somebody/nothing"):
+        load_images("somebody/nothing", image_size=8, num_channels=1)
+    with pytest.raises(ValueError, match="num_channels must be 1"):
+        load_images("sklearn/digits", image_size=8, num_channels=2)

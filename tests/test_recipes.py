@@ -1,0 +1,186 @@
+"""The contract of every recipe of every room.
+
+A recipe is what it says, and an interrupted run equals an uninterrupted one.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from genzoo.data import ImageDataset
+from genzoo.loading import recipes, room_of
+
+# One server process imports the libraries once; each run is a fork of it, a process of its own that
+# can be killed.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["genzoo.gan.recipes", "genzoo.features.recipes"])
+
+
+def random_images(recipe) -> ImageDataset:
+    """A few images of noise that fit the recipe's model, two of each class."""
+    config = recipe.model
+    names = list((config.id2label or {0: "nothing"}).values())
+    labels = torch.arange(2 * len(names)) % len(names)
+    shape = (len(labels), config.num_channels, config.image_size, config.image_size)
+    images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return ImageDataset(images, labels, names, "noise", "train")
+
+
+def child(
+    name: str,
+    output_dir: str,
+    changes: dict | None = None,
+    *,
+    resume: bool = False,
+    kill_at_save: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    port: int = 0,
+) -> None:
+    """Trains in this process, and may die by SIGKILL in the middle of writing a checkpoint."""
+    os.environ.update(ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
+    if world_size > 1:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+    torch.set_num_threads(1)
+    write, saves = torch.save, 0
+
+    def save(state: dict, file) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == kill_at_save:
+            file.write(b"half of a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(state, file)
+
+    torch.save = save
+    function = recipes()[name]
+    recipe = function().smoke()
+    # Deterministic weights want a small network where the recipe's is for a GPU; the path through
+    # the code is the same.
+    recipe = dataclasses.replace(
+        recipe,
+        **(changes or {}),
+        **({"use_compile": False} if hasattr(recipe, "use_compile") else {}),
+    )
+    room_of(function).train(recipe, random_images(recipe), output_dir=output_dir, resume=resume)
+
+
+def run(*args, num_processes: int = 1, **kwargs) -> list[int]:
+    """Exit codes of the processes that train together; when one is killed, so are the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        CONTEXT.Process(
+            target=child,
+            args=args,
+            kwargs=kwargs | {"rank": rank, "world_size": num_processes, "port": port},
+        )
+        for rank in range(num_processes)
+    ]
+    for process in processes:
+        process.start()
+    processes[0].join(timeout=300)
+    for process in processes[1:]:
+        if processes[0].exitcode:
+            process.kill()
+        process.join(timeout=60)
+    return [process.exitcode for process in processes]
+
+
+def tensors(value, path: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of a tree, by path."""
+    if isinstance(value, torch.Tensor):
+        return {path: value}
+    if isinstance(value, dict):
+        return {
+            k: v for key, part in value.items() for k, v in tensors(part, f"{path}/{key}").items()
+        }
+    if isinstance(value, list | tuple):
+        return tensors(dict(enumerate(value)), path)
+    return {}
+
+
+def final_state(output_dir: Path) -> dict[str, torch.Tensor]:
+    checkpoint = max((output_dir / "run" / "checkpoints").glob("step-*.pt"))
+    return tensors(torch.load(checkpoint, weights_only=True))
+
+
+def published(output_dir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(output_dir)): path.read_bytes()
+        for path in output_dir.rglob("*")
+        if path.is_file()
+        and "run" not in path.relative_to(output_dir).parts
+        and path.name != "results.json"
+    }
+
+
+def check_equal(left: Path, right: Path) -> None:
+    """Everything that a run leaves is the same to the last bit, but for the time that it took."""
+    one, other = final_state(left), final_state(right)
+    assert one.keys() == other.keys() and one
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different, different
+    assert published(left) == published(right)
+    logs = [
+        [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+        for folder in (left, right)
+    ]
+    timeless = [
+        [{k: v for k, v in line.items() if "second" not in k} for line in log] for log in logs
+    ]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_is_what_it_says(name: str):
+    function = recipes()[name]
+    recipe = function()
+    assert recipe.name == name == function.__name__.replace("_", "-")
+    assert function.__doc__
+    declared = {field.name for field in dataclasses.fields(recipe.model)}
+    given = {name for name in vars(recipe.model) if not name.startswith("_")}
+    assert given <= declared, given - declared
+    json.dumps(recipe.identity())
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path):
+    changes = {"log_every": 1}
+    assert run(name, str(tmp_path / "whole"), changes) == [0]
+    assert run(name, str(tmp_path / "killed"), changes, kill_at_save=2) == [-signal.SIGKILL]
+    left = [path.name for path in (tmp_path / "killed" / "run" / "checkpoints").iterdir()]
+    assert sorted(left) == ["step-00000001.pt", "step-00000002.partial"]
+    assert run(name, str(tmp_path / "killed"), changes, resume=True) == [0]
+    check_equal(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("name", ["selfmod-gan-digits", "feature-net-digits"])
+def test_killed_run_of_two_processes_resumes_to_the_same_bits(name: str, tmp_path: Path):
+    changes = {"log_every": 1, "batch_size": 4}
+    assert run(name, str(tmp_path / "whole"), changes, num_processes=2) == [0, 0]
+    assert (
+        run(name, str(tmp_path / "killed"), changes, num_processes=2, kill_at_save=2)[0]
+        == -signal.SIGKILL
+    )
+    assert run(name, str(tmp_path / "killed"), changes, num_processes=2, resume=True) == [0, 0]
+    check_equal(tmp_path / "whole", tmp_path / "killed")
+    assert (
+        json.loads((tmp_path / "killed" / "results.json").read_text())["training"]["num_processes"]
+        == 2
+    )
