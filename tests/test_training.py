@@ -203,3 +203,19 @@ def test_unconditional_recipes_ignore_labels(tmp_path: Path):
     folder = train_gan(tiny_recipe(model=model), noise(), output_dir=tmp_path / "out")
     pipe = GANPipeline.from_pretrained(folder)
     assert type(pipe.gan).__name__ == "DCGANGenerator" and pipe.gan.config.num_classes == 0
+
+
+def test_tensorboard_is_a_tracker(tmp_path: Path):
+    folder = train_gan(tiny_recipe(), noise(), output_dir=tmp_path / "out", tracker="tensorboard")
+    assert list((folder / "run").rglob("events.out.tfevents.*"))
+    assert not (folder / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_compiled_generator_trains_alike(tmp_path: Path):
+    weights = []
+    for use_compile in (False, True):
+        recipe = tiny_recipe(use_compile=use_compile)
+        folder = train_gan(recipe, noise(), output_dir=tmp_path / str(use_compile))
+        weights.append(GANPipeline.from_pretrained(folder).gan.project.weight)
+    assert torch.allclose(*weights, atol=1e-3)

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for wrong input (one line on stderr; the environment variable
         GENZOO_DEBUG=1 shows where it came from), 130 after Ctrl-C, 141 where nobody reads on.
     """
-    logging.disable_progress_bar()  # transformers has one for each file; those of the work itself stay
+    logging.disable_progress_bar()  # transformers has one for each file; that of the work stays
     try:
         options = make_parser().parse_args(arguments)
         options.run(options)
@@ -185,6 +185,8 @@ def train_command(options: argparse.Namespace) -> None:
         tracker=options.tracker,
     )
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        if (folder / "README.md").is_file():
+            hub.render_card(folder)
         show(f"The checkpoint is in {folder.resolve()}")
 
 

@@ -73,12 +73,10 @@ def room_of(recipe: Callable[[], Any]) -> Any:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: those most like it, or else all."""
+    """The end of a sentence about an unknown name: the one most like it, or else all."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return (
-        f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known) or 'none'}"
-    )
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def card_folders() -> dict[str, Path]:
@@ -282,7 +280,7 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
             f"for {task}, model is a folder, a Hub id or a name, got a {type(model).__name__}"
         )
 
-    from transformers import pipeline as transformers_pipeline
+    from transformers.pipelines import pipeline as transformers_pipeline
 
     # Its signature has one overload for each task.
     return transformers_pipeline(task, model=model, **kwargs)  # pyright: ignore

@@ -49,6 +49,7 @@ def make_accelerator(tracker: str | None, run_folder: Path) -> Accelerator:
             in each of them alone and let them overwrite each other's results.
     """
     has_gpu = torch.cuda.is_available()
+    torch.backends.cudnn.benchmark = has_gpu  # shapes are the same in every step
     accelerator = Accelerator(
         cpu=not has_gpu,
         mixed_precision="bf16" if has_gpu and torch.cuda.is_bf16_supported() else "no",

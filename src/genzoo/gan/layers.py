@@ -61,12 +61,12 @@ class GANConfig(PreTrainedConfig):
 
     def validate_classes(self) -> None:
         """Dies unless each class has one name, and each name one class."""
-        if self.num_classes and sorted(self.id2label) != list(range(self.num_classes)):
+        if self.num_classes > 0 and sorted(self.id2label) != list(range(self.num_classes)):
             raise ValueError(
                 f"num_classes is {self.num_classes}, "
                 f"but id2label names the classes {list(self.id2label)}"
             )
-        if self.num_classes and len(self.label2id) != self.num_classes:
+        if self.num_classes > 0 and len(self.label2id) != self.num_classes:
             raise ValueError(
                 f"id2label gives several classes the same name: {list(self.id2label.values())}"
             )
