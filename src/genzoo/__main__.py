@@ -437,17 +437,15 @@ def parse_value(text: str, hint: Any) -> Any:
 
 def describe(config: PreTrainedConfig) -> tuple[str, int]:
     """The task of a checkpoint, and the parameters of the network that is published."""
+    # Asking from_config and catching its error imports half of transformers for the message.
+    is_classifier = type(config) in AutoModelForImageClassification._model_mapping
     with torch.device("meta"):  # nothing is filled in
-        try:
-            model = AutoModel.from_config(config)
-            task = (
-                "class-to-image"
-                if getattr(config, "num_classes", 0)
-                else "unconditional-image-generation"
-            )
-        except ValueError:
-            model = AutoModelForImageClassification.from_config(config)
-            task = "image-classification"
+        auto_class = AutoModelForImageClassification if is_classifier else AutoModel
+        model = auto_class.from_config(config)
+    if is_classifier:
+        return "image-classification", model.num_parameters()
+    is_labelled = getattr(config, "num_classes", 0) > 0
+    task = "class-to-image" if is_labelled else "unconditional-image-generation"
     return task, model.num_parameters()
 
 

@@ -22,6 +22,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm.auto import tqdm
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def generator_for(seed: int, *position: int) -> torch.Generator:
     """A CPU generator that depends on nothing but its arguments.
@@ -67,7 +69,7 @@ def make_accelerator(tracker: str | None, run_folder: Path) -> Accelerator:
     return accelerator
 
 
-def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """The update of an exponential moving average, for torch's `AveragedModel`.
 
     Its first updates are quicker, with the decay (1 + n) / (10 + n) for the n-th, so that the
@@ -78,7 +80,7 @@ def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
         num_updates = int(num_averaged)
         weight = 1 - min(decay, (1 + num_updates) / (10 + num_updates))
         torch._foreach_lerp_(averaged, current, weight)

@@ -23,6 +23,9 @@ from ..evaluation.images import (
 from ..runtime import command, generator_for, hardware, versions
 from .pipeline_gan import GANPipeline
 
+# Images in a batch; each batch is seeded apart, so this is part of what a seed means.
+BATCH_SIZE = 256
+
 
 def evaluate_gan(
     folder: str | Path,
@@ -33,7 +36,6 @@ def evaluate_gan(
     num_images: int | None = None,
     seed: int = 0,
     truncation: float | None = None,
-    batch_size: int = 256,
 ) -> list[dict[str, Any]]:
     """Measures the generator in a folder as it is loaded: float32 numbers from a float16 file.
 
@@ -51,7 +53,6 @@ def evaluate_gan(
             on it.
         seed: Of latents, classes and the metrics' random choices.
         truncation: See `GANPipeline`.
-        batch_size: Images at a time.
 
     Returns:
         Rows for `results.json`.
@@ -78,16 +79,22 @@ def evaluate_gan(
     num_images = num_images or len(real_images)
 
     network, network_name, sha256 = _load_network(feature_network)
-    remembered = {"network_sha256": sha256, "device": device}
-    real = real_features(
-        network, real_images.images, dataset=real_images.name, split=real_images.split, **remembered
-    )
+
+    def see(dataset: ImageDataset) -> Features:
+        return real_features(
+            network,
+            dataset.images,
+            dataset=dataset.name,
+            split=dataset.split,
+            network_sha256=sha256,
+            device=device,
+        )
+
+    real = see(real_images)
     labels = None
     if config.num_classes:
         labels = torch.randint(config.num_classes, (num_images,), generator=generator_for(seed, 1))
-    images = _generate(
-        pipe, num_images, labels, seed=seed, truncation=truncation, batch_size=batch_size
-    )
+    images = _generate(pipe, num_images, labels, seed=seed, truncation=truncation)
     generated = extract_features(network, images, device=device)
     judged = _judge_labels(config, network, labels)
     rows = evaluate_images(real, generated, labels=judged, seed=seed)
@@ -109,21 +116,14 @@ def evaluate_gan(
     rows = [row | facts for row in rows]
     is_reference = {"num_generated": None, "truncation": None, "reference": True}
     if not isinstance(source, ImageDataset) and split != "train":
-        train_images = load_images(source, split="train", **shape)
-        train = real_features(
-            network, train_images.images, dataset=train_images.name, split="train", **remembered
-        )
+        train = see(load_images(source, split="train", **shape))
         chosen = torch.randperm(len(train), generator=generator_for(seed, 2))[:num_images]
         floor = Features(train.embeddings[chosen], None)
         rows += [row | facts | is_reference for row in evaluate_images(real, floor, seed=seed)]
-    if (
-        judged is not None
-        and real_images.labels is not None
-        and real_images.label_names == list(config.id2label.values())
-    ):
-        accuracy = conditional_accuracy(
-            real.logits, _judge_labels(config, network, real_images.labels)
-        )
+    has_same_classes = real_images.label_names == list(config.id2label.values())
+    real_judged = _judge_labels(config, network, real_images.labels) if has_same_classes else None
+    if judged is not None and real.logits is not None and real_judged is not None:
+        accuracy = conditional_accuracy(real.logits, real_judged)
         rows.append(
             {"metric": "class_accuracy", "value": accuracy, "std": None} | facts | is_reference
         )
@@ -133,11 +133,14 @@ def evaluate_gan(
 
 def _load_network(feature_network: str | Path) -> tuple[nn.Module, str, str]:
     if str(feature_network) == "inception":
-        network = inception_network(is_required=True)
-        return network, "inception", weights_sha256(network.weights)
+        inception = inception_network(is_required=True)
+        assert inception is not None
+        return inception, "inception", weights_sha256(inception.weights)
     folder = Path(feature_network)
     network = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32)
-    return network, folder.resolve().name, weights_sha256(folder)
+    results = folder / "results.json"  # it knows the name; a folder in a cache is called otherwise
+    name = json.loads(results.read_text())["name"] if results.exists() else folder.resolve().name
+    return network, name, weights_sha256(folder)
 
 
 def _generate(
@@ -147,17 +150,17 @@ def _generate(
     *,
     seed: int,
     truncation: float | None,
-    batch_size: int,
 ) -> Iterator[Tensor]:
     """Batches in [-1, 1], each from a generator of its own: none depends on those before it."""
     pipe.set_progress_bar_config(disable=True)
-    for first in range(0, num_images, batch_size):
-        count = min(batch_size, num_images - first)
-        images = pipe(
+    for first in range(0, num_images, BATCH_SIZE):
+        count = min(BATCH_SIZE, num_images - first)
+        images: Any = pipe(
             count,
             class_labels=None if labels is None else labels[first : first + count],
             generator=generator_for(seed, 0, first),
             truncation=truncation,
+            batch_size=BATCH_SIZE,
             output_type="pt",
         ).images
         yield images * 2 - 1

@@ -61,14 +61,16 @@ class GANConfig(PreTrainedConfig):
 
     def validate_classes(self) -> None:
         """Dies unless each class has one name, and each name one class."""
-        if self.num_classes > 0 and sorted(self.id2label) != list(range(self.num_classes)):
+        if self.num_classes <= 0:
+            return
+        names = self.id2label or {}
+        if sorted(names) != list(range(self.num_classes)):
             raise ValueError(
-                f"num_classes is {self.num_classes}, "
-                f"but id2label names the classes {list(self.id2label)}"
+                f"num_classes is {self.num_classes}, but id2label names the classes {list(names)}"
             )
-        if self.num_classes > 0 and len(self.label2id) != self.num_classes:
+        if len(set(names.values())) != self.num_classes:
             raise ValueError(
-                f"id2label gives several classes the same name: {list(self.id2label.values())}"
+                f"id2label gives several classes the same name: {list(names.values())}"
             )
 
 
@@ -94,7 +96,7 @@ class GeneratorOutput(ModelOutput):
         images: (B, C, H, W) in [-1, 1].
     """
 
-    images: torch.FloatTensor | None = None
+    images: Tensor | None = None
 
 
 @dataclass
@@ -105,7 +107,7 @@ class DiscriminatorOutput(ModelOutput):
         logits: (B, N), N scores for each image, high for real ones; N = 1 for a plain head.
     """
 
-    logits: torch.FloatTensor | None = None
+    logits: Tensor | None = None
 
 
 class GANPreTrainedModel(PreTrainedModel):

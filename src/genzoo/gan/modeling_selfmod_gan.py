@@ -244,12 +244,15 @@ class SelfModGANGenerator(SelfModGANPreTrainedModel):
     def __init__(self, config: SelfModGANConfig):
         super().__init__(config)
         channels = config.generator_channels
+        assert channels is not None  # the config has put in the paper's
         if config.num_classes:
             self.class_shift = LatentShift(config.num_classes, config.latent_dim)
             self.class_scale = LatentScale(config.num_classes, config.latent_dim)
         self.start_size = config.image_size >> num_doublings(config.image_size)
         self.project = nn.Linear(config.latent_dim, channels[0] * self.start_size**2)
-        self.blocks = nn.ModuleList(GeneratorBlock(*pair, config) for pair in pairwise(channels))
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(c_in, c_out, config) for c_in, c_out in pairwise(channels)
+        )
         self.norm = SelfModulatedBatchNorm2d(
             channels[-1], config.latent_dim, config.modulation_size
         )
@@ -291,12 +294,11 @@ class SelfModGANDiscriminator(SelfModGANPreTrainedModel):
 
     def __init__(self, config: SelfModGANConfig):
         super().__init__(config)
+        assert config.discriminator_channels is not None  # the config has put in the paper's
         channels = [config.num_channels, *config.discriminator_channels]
         self.blocks = nn.ModuleList(
-            DiscriminatorBlock(
-                *pair, downsample=index < config.num_downsamples, is_first=index == 0
-            )
-            for index, pair in enumerate(pairwise(channels))
+            DiscriminatorBlock(c_in, c_out, index < config.num_downsamples, is_first=index == 0)
+            for index, (c_in, c_out) in enumerate(pairwise(channels))
         )
         self.head = SpectralNormLinear(channels[-1], 1)
         if config.num_classes and config.use_projection_head:

@@ -203,14 +203,14 @@ class GANPipeline(DiffusionPipeline):
                 )
             labels = labels.expand(num_images)
 
-        images = []
-        with self.progress_bar(total=num_images) as progress:
+        batches = []
+        with self.progress_bar(total=num_images) as progress:  # pyright: ignore[reportCallIssue]
             for first in range(0, num_images, batch_size):
                 z = latents[first : first + batch_size].to(device, dtype)
                 c = None if labels is None else labels[first : first + batch_size].to(device)
-                images.append(self.gan(z, class_labels=c).images)
+                batches.append(self.gan(z, class_labels=c).images)
                 progress.update(len(z))
-        images = (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)  # (B, C, H, W)
+        images: Any = (torch.cat(batches).float() / 2 + 0.5).clamp(0, 1)  # (B, C, H, W)
         self.maybe_free_model_hooks()
 
         if output_type != "pt":
@@ -277,9 +277,8 @@ class GANPipeline(DiffusionPipeline):
             class_labels = torch.arange(num_classes).repeat_interleave(num_columns * rows_each)
             num_images = len(class_labels)
             names = {index * rows_each: name for index, name in self.gan.config.id2label.items()}
-        images = self(
-            num_images=num_images, class_labels=class_labels, **kwargs | {"output_type": "pil"}
-        ).images
+        kwargs["output_type"] = "pil"
+        images = self(num_images=num_images, class_labels=class_labels, **kwargs).images
 
         side = self.gan.config.image_size * scale
         margin = 8 + max(

@@ -214,7 +214,8 @@ def train_gan(
         seconds=state["seconds"],
         enabled=accelerator.is_main_process,
     )
-    preview = GANPipeline(ema.module)
+    averaged: Any = ema.module
+    preview = GANPipeline(averaged)
     preview.set_progress_bar_config(disable=True)
     totals, first_bad_step = state["totals"].to(device), torch.tensor(-1, device=device)
 
@@ -292,10 +293,8 @@ def train_gan(
 
     progress.close()
     if accelerator.is_main_process:
-        estimate_batch_statistics(
-            ema.module, recipe.standing_batches, recipe.batch_size, recipe.seed
-        )
-        export(ema.module, plain_discriminator, run.folder, output_dir)
+        estimate_batch_statistics(averaged, recipe.standing_batches, recipe.batch_size, recipe.seed)
+        export(averaged, plain_discriminator, run.folder, output_dir)
         update_results(
             output_dir,
             name=recipe.name,
