@@ -25,7 +25,7 @@ bench: $(INSTALLED)
 
 clean:
 	rm -rf .venv dist build .pytest_cache .ruff_cache
-	find src tests conversion -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone, so that the version which constraints.txt names is in place before anything that depends
 # on it is looked at.

@@ -13,6 +13,7 @@ from typing import Any, Literal, Optional, Union
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import genzoo
 from genzoo import __main__ as cli
@@ -173,6 +174,11 @@ def test_wrong_use_of_a_checkpoint_gets_one_line(refused, monkeypatch, trained, 
 def test_damaged_checkpoints_get_one_line(refused, gan, file, content, sentence):
     (gan / file).write_bytes(content)
     assert sentence in refused("sample", "gan")
+
+
+def test_foreign_weights_get_one_line(refused, gan):
+    save_file({"foreign": torch.zeros(3)}, gan / "gan/model.safetensors", metadata={"format": "pt"})
+    refused("sample", "gan")
 
 
 def test_the_debug_switch_shows_where(monkeypatch):
@@ -345,8 +351,11 @@ def test_list_names_every_recipe(capsys, monkeypatch, tmp_path):
 
 def test_train_says_where_the_checkpoint_is(capsys, tmp_path):
     assert cli.main(["train", "selfmod-gan-digits", *TINY]) == 0
-    assert capsys.readouterr().out == f"The checkpoint is in {tmp_path / 'selfmod-gan-digits'}\n"
-    pipe = genzoo.GANPipeline.from_pretrained("selfmod-gan-digits")
+    assert (
+        capsys.readouterr().out
+        == f"The checkpoint is in {tmp_path / 'outputs/selfmod-gan-digits'}\n"
+    )
+    pipe = genzoo.GANPipeline.from_pretrained("outputs/selfmod-gan-digits")
     assert pipe.gan.config.generator_channels == [4, 4, 4]
     assert cli.main(["train", "selfmod-gan-digits", *TINY, "--resume"]) == 0
 
@@ -356,8 +365,10 @@ def test_train_starts_from_a_folder_and_own_pictures(gan):
         folder = Path("pictures") / ["cats", "dogs"][index % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 30), (60 * index, 0, 0)).save(folder / f"{index}.png")
-    words = ["--init", "gan", "--data", "pictures", "--output", "own", *TINY]
-    assert cli.main(["train", "selfmod-gan-digits", *words]) == 0
+    words = ["train", "selfmod-gan-digits", "--init", "gan", "--data", "pictures"]
+    length = [word for word in TINY if "model." not in word]
+    assert cli.main([*words, "--output", "own", *length]) == 0
+    assert cli.main([*words, "--set", "model.latent_dim=2"]) == 2  # the checkpoint brings its own
     config = genzoo.pipeline(model="own").gan.config
     assert (config.image_size, list(config.id2label.values())) == (16, ["cats", "dogs"])
 

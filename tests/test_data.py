@@ -1,9 +1,12 @@
 """Images in, batches out."""
 
+import io
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -144,3 +147,44 @@ def test_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         load_images("somebody/nothing", image_size=8, num_channels=1)
     with pytest.raises(ValueError, match="num_channels must be 1"):
         load_images("sklearn/digits", image_size=8, num_channels=2)
+
+
+def test_plain_parquet_needs_no_notes_of_datasets(tmp_path: Path):
+    """Bytes and integers, as any program writes them."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 9).save(buffer, format="PNG")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 2, "label": [0, 1]}
+    pq.write_table(pa.table(rows), tmp_path / "train.parquet")
+    data = load_images(tmp_path, image_size=8, num_channels=1)
+    assert data.images.unique().tolist() == [9]
+    assert data.labels.tolist() == [0, 1] and data.label_names == ["0", "1"]
+
+
+def test_pictures_stand_as_the_camera_was_held(tmp_path: Path):
+    picture = Image.new("L", (8, 8), 0)
+    picture.paste(255, (0, 0, 8, 4))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    picture.save(tmp_path / "phone.png", exif=exif)
+    image = load_images(tmp_path, image_size=8, num_channels=1).images[0, 0]
+    assert image[:, 4:].min() == 255 and image[:, :4].max() == 0  # now the right half is
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    data = load_images(tmp_path, image_size=8, num_channels=1)
+    assert data.images.unique().tolist() == [40_000 >> 8]
+
+
+def test_broken_and_secret_data_die_with_a_sentence(tmp_path: Path):
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "train.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(ValueError, match="cut cannot be read"):
+        load_images(tmp_path / "cut", image_size=8, num_channels=1)
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, format="PNG")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}], "label": [-1]}
+    (tmp_path / "secret").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "secret" / "train.parquet")
+    with pytest.raises(ValueError, match="hides its labels"):
+        load_images(tmp_path / "secret", image_size=8, num_channels=1)

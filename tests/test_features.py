@@ -247,7 +247,7 @@ def test_evaluation_matches_classes_by_name(tmp_path):
     with pytest.raises(ValueError, match="owner/stripes has none"):
         evaluate_feature_net(tmp_path, dataclasses.replace(images, labels=None))
     (tmp_path / "results.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"results\.json is not there"):
+    with pytest.raises(FileNotFoundError, match="does not say what it was trained on"):
         evaluate_feature_net(tmp_path)
 
 

@@ -230,3 +230,19 @@ def test_damaged_and_foreign_folders(tmp_path: Path):
     with pytest.raises(TypeError, match="takes no trunkation"):
         make_pipeline().save_pretrained(tmp_path / "fine")
         GANPipeline.from_pretrained(tmp_path / "fine", trunkation=1)
+
+
+def test_habits_of_diffusers_users(tmp_path: Path):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path)
+    again = GANPipeline.from_pretrained(tmp_path, use_safetensors=True, low_cpu_mem_usage=True)
+    again.set_progress_bar_config(disable=True)
+    images = again(class_labels=np.array([0, 1, 2])[:2].tolist(), output_type="np").images
+    assert images.shape == (2, 16, 16, 1)
+    one = again(class_labels=[np.int64(2)], generator=seeded(), output_type="pt").images
+    assert torch.equal(one, again(class_labels="shoe", generator=seeded(), output_type="pt").images)
+    with pytest.raises(ValueError, match="no class True"):
+        again(class_labels=[True])
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(OSError, match=r"model_index\.json is damaged"):
+        GANPipeline.from_pretrained(tmp_path)

@@ -219,3 +219,38 @@ def test_compiled_generator_trains_alike(tmp_path: Path):
         folder = train_gan(recipe, noise(), output_dir=tmp_path / str(use_compile))
         weights.append(GANPipeline.from_pretrained(folder).gan.project.weight)
     assert torch.allclose(*weights, atol=1e-3)
+
+
+def test_wrong_input_leaves_the_folder_free(tmp_path: Path):
+    with pytest.raises(ValueError, match="wants images"):
+        train_gan(tiny_recipe(), noise(size=8), output_dir=tmp_path / "out")
+    with pytest.raises(OSError, match="no data folder"):
+        train_gan(tiny_recipe(), tmp_path / "nowhere", output_dir=tmp_path / "out")
+    train_gan(tiny_recipe(), noise(), output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["num_steps", "num_d_steps", "batch_size", "standing_batches"])
+def test_refuses_counts_below_one(name: str):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        tiny_recipe(**{name: 0})
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path):
+    """The losses are looked at before the step, the weights after it."""
+
+    def poison(discriminator, real_images, fake_images, *, generator=None):
+        return discriminator(real_images).sum() * 0 / 0
+
+    recipe = tiny_recipe(d_penalty=poison, penalty_weight=1.0)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        train_gan(recipe, noise(), output_dir=tmp_path)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_results_tell_where_a_checkpoint_began(tmp_path: Path):
+    first = train_gan(tiny_recipe(), noise(), output_dir=tmp_path / "first")
+    second = train_gan(tiny_recipe(), noise(), first, output_dir=tmp_path / "second")
+    results = [json.loads((folder / "results.json").read_text()) for folder in (first, second)]
+    assert results[0]["training"]["init"] is None
+    assert results[1]["training"]["init"] == results[0]["training"]
+    assert results[1]["name"] == "second" and results[1]["recipe"] == "tiny"

@@ -20,10 +20,17 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedC
 from transformers.utils import logging
 
 from . import hub, loading
-from .runtime import update_results
+from .runtime import OtherRunError, update_results
 
 # What wrong input raises: one sentence is all that its user needs.
-EXPECTED = (ValueError, OSError, FloatingPointError, StrictDataclassError, SafetensorError)
+EXPECTED = (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    ModuleNotFoundError,
+    StrictDataclassError,
+    SafetensorError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--init", metavar="MODEL", help="a checkpoint to start from: folder, Hub id or name"
     )
     train.add_argument(
-        "--output", metavar="DIR", help="where the checkpoint goes (default: ./NAME)"
+        "--output", metavar="DIR", help="where the checkpoint goes (default: outputs/NAME)"
     )
     train.add_argument("--resume", action="store_true", help="continue the run that is in DIR")
     train.add_argument(
@@ -176,11 +183,15 @@ def list_command(options: argparse.Namespace) -> None:
 def train_command(options: argparse.Namespace) -> None:
     """Trains a checkpoint by its recipe and leaves a folder that from_pretrained opens."""
     recipe = loading.find_recipe(options.name)
+    if options.init and any(setting.startswith("model.") for setting in options.settings):
+        raise ValueError(
+            "--init brings its own architecture, which --set model.FIELD cannot change"
+        )
     folder = loading.room_of(recipe).train(
         with_settings(recipe(), options.settings),
         options.data,
         loading.find_checkpoint(options.init) if options.init else None,
-        output_dir=Path(options.output or options.name),
+        output_dir=Path(options.output or Path("outputs") / options.name),
         resume=options.resume,
         tracker=options.tracker,
     )
@@ -249,7 +260,7 @@ def demo_command(options: argparse.Namespace) -> None:
     show(f"2. Training of {name}, {recipe().num_steps:,} steps")
     try:
         train(recipe(), output_dir=folder / name, resume=True)
-    except ValueError:  # what is there was begun by another version of the recipe
+    except OtherRunError:  # what is there was begun by another version of the recipe
         shutil.rmtree(folder / name)
         train(recipe(), output_dir=folder / name)
     write_grid(

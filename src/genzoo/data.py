@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -177,6 +178,8 @@ def load_images(
     labels, label_names = None, []
     if label_column is not None:
         labels = torch.tensor(table[label_column][:], dtype=torch.int64)
+        if int(labels.min()) < 0:  # the mark of a test set whose labels are kept secret
+            raise ValueError(f"{name_or_path}, {split}, hides its labels: some are negative")
         feature = table.features[label_column]
         label_names = getattr(feature, "names", None) or [
             str(label) for label in range(int(labels.max()) + 1)
@@ -185,6 +188,7 @@ def load_images(
 
 
 def _open(name_or_path: str | Path, split: str) -> datasets.Dataset:
+    name_or_path = str(name_or_path).rstrip("/")
     path, mirrors = Path(name_or_path), os.environ.get("GENZOO_DATA")
     if not path.exists() and mirrors:
         path = Path(mirrors) / path.name
@@ -199,8 +203,10 @@ def _open(name_or_path: str | Path, split: str) -> datasets.Dataset:
     source = str(path if path.exists() else name_or_path)
     try:
         return datasets.load_dataset(source, split=split)
-    except ValueError as error:
-        raise FileNotFoundError(f"{name_or_path} has no split {split!r}: {error}") from error
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        if "split" in str(error):
+            raise FileNotFoundError(f"{name_or_path} has no split {split!r}: {error}") from error
+        raise ValueError(f"{name_or_path} cannot be read: {error.__cause__ or error}") from error
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"{name_or_path} could not be loaded ({error}); "
@@ -209,24 +215,30 @@ def _open(name_or_path: str | Path, split: str) -> datasets.Dataset:
 
 
 def _columns(table: datasets.Dataset, name: str | Path) -> tuple[str, str | None]:
-    images = [
-        column for column, feature in table.features.items() if isinstance(feature, datasets.Image)
-    ]
+    def is_image(feature: Any) -> bool:
+        # Parquet without datasets' own notes has the same content as a plain struct.
+        plain = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+        return plain or isinstance(feature, datasets.Image)
+
+    def is_label(column: str, feature: Any) -> bool:
+        plain = column in ("label", "labels") and "int" in str(getattr(feature, "dtype", ""))
+        return plain or isinstance(feature, datasets.ClassLabel)
+
+    images = [column for column, feature in table.features.items() if is_image(feature)]
     if not images:
         found = ", ".join(table.column_names) or "none"
         raise ValueError(
             f"{name} has no column of images: "
             f"found {found}; wanted one of type Image, such as `image`"
         )
-    classes = [
-        column
-        for column, feature in table.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    ]
-    return images[0], next(iter(classes), None)
+    labels = [column for column, feature in table.features.items() if is_label(column, feature)]
+    return images[0], next(iter(labels), None)
 
 
 def _square(image: Image.Image, image_size: int, num_channels: int) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)  # cameras store how they were held beside the pixels
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -8,7 +8,7 @@ and `render_card` carries them over.
 import json
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -51,6 +51,7 @@ class _Training:
     seconds: float
     hardware: str
     versions: dict[str, str]
+    init: dict[str, Any] | None = None  # how the checkpoint was trained that this began from
 
 
 @dataclass(kw_only=True)
@@ -167,7 +168,8 @@ _Record = TypeVar("_Record", _Training, _Measurement)
 
 def _record(kind: type[_Record], values: dict[str, Any], place: str) -> _Record:
     names = [field.name for field in fields(kind)]
-    if missing := [name for name in names if name not in values]:
+    wanted = [field.name for field in fields(kind) if field.default is MISSING]
+    if missing := [name for name in wanted if name not in values]:
         raise ValueError(f"{place} has no field {missing[0]!r}")
     if unknown := [name for name in values if name not in names]:
         raise ValueError(
@@ -232,11 +234,16 @@ def _results_block(training: _Training | None, measurements: list[_Measurement])
 def _training_block(training: _Training | None) -> str:
     if training is None:
         return NOT_TRAINED
+    before = []
+    if training.init is not None:
+        start = _record(_Training, training.init, "training.init")
+        before = [_training_block(start), "", "and from there", ""]
     processes = (
         "1 process" if training.num_processes == 1 else f"{training.num_processes} processes"
     )
     return "\n".join(
         [
+            *before,
             "```bash",
             training.command,
             "```",

@@ -137,7 +137,8 @@ def find_checkpoint(model: str | os.PathLike, **hub_options: Any) -> Path:
         ValueError: If it is no folder, no Hub id, and no name of the zoo.
         OSError: If the folder holds no weights, or the Hub does not give them.
     """
-    if is_folder(model):
+    # A run that was begun in ./NAME does not hide the checkpoint NAME that it starts from.
+    if is_folder(model) and (has_weights(Path(model)) or str(model) not in card_folders()):
         if not has_weights(Path(model)):
             raise OSError(f"{model} holds no checkpoint: there is no .safetensors file in it")
         return Path(model)

@@ -47,7 +47,7 @@ def make_accelerator(tracker: str | None, run_folder: Path) -> Accelerator:
         run_folder: Where the tracker writes.
 
     Raises:
-        RuntimeError: If several processes were started but accelerate sees one, which would train
+        ValueError: If several processes were started but accelerate sees one, which would train
             in each of them alone and let them overwrite each other's results.
     """
     has_gpu = torch.cuda.is_available()
@@ -63,7 +63,7 @@ def make_accelerator(tracker: str | None, run_folder: Path) -> Accelerator:
     )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != started:
-        raise RuntimeError(
+        raise ValueError(
             f"{started} processes were started, but accelerate sees {accelerator.num_processes}"
         )
     return accelerator
@@ -152,6 +152,10 @@ class Progress:
         self.bar.close()
 
 
+class OtherRunError(ValueError):
+    """The folder holds a run with other settings."""
+
+
 class Run:
     """The state of one training run, in the folder `run` of its output folder.
 
@@ -166,15 +170,15 @@ class Run:
 
     Raises:
         FileExistsError: If the folder holds a finished checkpoint or a run and `resume` is not set.
-        ValueError: If the folder holds another run.
+        OtherRunError: If the folder holds another run.
     """
 
     def __init__(self, output_dir: Path, identity: dict, *, resume: bool, is_main: bool):
         self.folder = Path(output_dir) / "run"
         self.is_main = is_main
+        self.identity = identity = json.loads(json.dumps(identity))
         if not is_main:
             return
-        identity = json.loads(json.dumps(identity))
         path = self.folder / "recipe.json"
         if path.exists():
             if not resume:
@@ -188,13 +192,17 @@ class Run:
                     f"{key}: {there.get(key)!r} there, {identity.get(key)!r} here"
                     for key in different
                 )
-                raise ValueError(f"{output_dir} holds another run ({changes})")
+                raise OtherRunError(f"{output_dir} holds another run ({changes})")
         elif any(
             (Path(output_dir) / name).exists() for name in ("model_index.json", "config.json")
         ):
             raise FileExistsError(f"{output_dir} holds a checkpoint already: choose another folder")
-        else:
-            write_atomically(path, json.dumps(identity, indent=2).encode())
+
+    def begin(self) -> None:
+        """Takes the folder for this run: everything that can be wrong has been looked at."""
+        if self.is_main:
+            content = json.dumps(self.identity, indent=2).encode()
+            write_atomically(self.folder / "recipe.json", content)
 
     def save(self, step: int, state: dict) -> None:
         """Keeps `state`, a tree of tensors and plain values, as the checkpoint of `step`.
@@ -270,6 +278,14 @@ def update_results(folder: Path, **values: Any) -> None:
     write_atomically(path, (json.dumps(results | values, indent=2) + "\n").encode())
 
 
+def training_of(checkpoint: str | Path | None) -> dict | None:
+    """How the checkpoint in a folder was trained, if its `results.json` says so."""
+    path = None if checkpoint is None else Path(checkpoint) / "results.json"
+    if path is None or not path.is_file():
+        return None
+    return json.loads(path.read_text()).get("training")
+
+
 def command() -> str:
     """The command line of this process, as a user would type it."""
     program = Path(sys.argv[0]).name
@@ -279,7 +295,7 @@ def command() -> str:
 def hardware() -> str:
     """The machine's processors in words: the GPUs if there are any, else the CPU cores in use."""
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        return f"{os.environ.get('WORLD_SIZE', 1)} x {torch.cuda.get_device_name()}"
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -43,9 +43,10 @@ def evaluate_feature_net(
     config = model.config
     if dataset is None:
         results = folder / "results.json"
-        if not results.exists():
-            raise FileNotFoundError(f"{results} is not there to name the data: pass a dataset")
-        dataset = json.loads(results.read_text())["training"]["dataset"]
+        training = json.loads(results.read_text()).get("training") if results.exists() else None
+        if training is None:
+            raise FileNotFoundError(f"{folder} does not say what it was trained on: pass the data")
+        dataset = training["dataset"]
     if not isinstance(dataset, ImageDataset):
         dataset = load_images(
             str(dataset),

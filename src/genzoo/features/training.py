@@ -19,6 +19,7 @@ from ..runtime import (
     hardware,
     make_accelerator,
     move_atomically,
+    training_of,
     update_results,
     versions,
 )
@@ -64,6 +65,11 @@ class FeatureNetRecipe:
     seed: int = 0
     log_every: int = 50
     save_every: int = 250
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def smoke(self) -> "FeatureNetRecipe":
         """The same recipe, two steps long."""
@@ -119,8 +125,8 @@ def train_feature_net(
         )
     source = dataset.name if isinstance(dataset, ImageDataset) else str(dataset or recipe.data)
     identity = recipe.identity() | {"data": source, "init": None if init is None else str(init)}
+    is_by_the_book = source == recipe.data and init is None
     run = Run(output_dir, identity, resume=resume, is_main=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
 
     start_from = None
     if init is not None:
@@ -131,6 +137,8 @@ def train_feature_net(
             source, image_size=config.image_size, num_channels=config.num_channels
         )
     model = build(recipe, dataset, start_from)
+    run.begin()
+    accelerator.wait_for_everyone()
 
     device = accelerator.device
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
@@ -197,7 +205,13 @@ def train_feature_net(
                 f"the loss was not finite at step {int(first_bad_step)}; "
                 f"the checkpoints before it are in {run.folder}"
             )
+        if save_is_due and not all(bool(w.isfinite().all()) for w in plain_model.parameters()):
+            raise FloatingPointError(
+                f"a weight was not finite after step {step}; "
+                f"the checkpoints before it are in {run.folder}"
+            )
         if log_is_due:
+            total = accelerator.reduce(total, reduction="mean")
             mean = (total / recipe.log_every).item()
             total.zero_()
             values = {"loss": mean, "seconds": progress.seconds}
@@ -212,7 +226,8 @@ def train_feature_net(
         export(plain_model, run.folder, output_dir)
         update_results(
             output_dir,
-            name=recipe.name,
+            # Other data or another start make another checkpoint, which is called as its folder.
+            name=recipe.name if is_by_the_book else output_dir.resolve().name,
             recipe=recipe.name,
             task="image-classification",
             training={
@@ -227,7 +242,9 @@ def train_feature_net(
                 "seconds": progress.seconds,
                 "hardware": hardware(),
                 "versions": versions(),
+                "init": training_of(init),
             },
+            **({"evaluation": []} if state["step"] < recipe.num_steps else {}),
         )
     accelerator.wait_for_everyone()
     accelerator.end_training()

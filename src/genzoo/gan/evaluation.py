@@ -69,9 +69,10 @@ def evaluate_gan(
     source = dataset
     if source is None:
         results = folder / "results.json"
-        if not results.exists():
-            raise FileNotFoundError(f"{results} is not there to name the data: pass a dataset")
-        source = json.loads(results.read_text())["training"]["dataset"]
+        training = json.loads(results.read_text()).get("training") if results.exists() else None
+        if training is None:
+            raise FileNotFoundError(f"{folder} does not say what it was trained on: pass the data")
+        source = training["dataset"]
     shape = {"image_size": config.image_size, "num_channels": config.num_channels}
     real_images = (
         source if isinstance(source, ImageDataset) else load_images(source, split=split, **shape)
@@ -119,7 +120,9 @@ def evaluate_gan(
         train = see(load_images(source, split="train", **shape))
         chosen = torch.randperm(len(train), generator=generator_for(seed, 2))[:num_images]
         floor = Features(train.embeddings[chosen], None)
-        rows += [row | facts | is_reference for row in evaluate_images(real, floor, seed=seed)]
+        count = {"num_generated": len(floor)}  # training images in the place of generated ones
+        floor_rows = evaluate_images(real, floor, seed=seed)
+        rows += [row | facts | is_reference | count for row in floor_rows]
     has_same_classes = real_images.label_names == list(config.id2label.values())
     real_judged = _judge_labels(config, network, real_images.labels) if has_same_classes else None
     if judged is not None and real.logits is not None and real_judged is not None:

@@ -7,7 +7,8 @@ Losses are functions of scores; penalties call the discriminator themselves:
     penalty(discriminator, real_images, fake_images, *, generator=None)
 
 Logits are (B, N), N scores for each image (N = 1 for a plain head). `discriminator` maps images to
-logits, and `generator` is the source of random numbers.
+logits, and `generator` is the source of random numbers. The generator's step does not score the
+real images again: `g_loss` gets None for `real_logits`.
 """
 
 from collections.abc import Callable

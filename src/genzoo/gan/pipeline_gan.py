@@ -2,6 +2,7 @@
 
 import json
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ class GANPipeline(DiffusionPipeline):
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
         variant = kwargs.pop("variant", None)
+        # Habits of diffusers' users that are always so here: safetensors, and no remote code.
+        for habit in ("use_safetensors", "low_cpu_mem_usage", "trust_remote_code"):
+            kwargs.pop(habit, None)
         name = pretrained_model_name_or_path
         if os.path.isdir(name):
             folder = Path(name)
@@ -71,7 +75,10 @@ class GANPipeline(DiffusionPipeline):
         index_path = folder / "model_index.json"
         if not index_path.is_file():
             raise OSError(f"{name} holds no pipeline: it has no model_index.json")
-        index = json.loads(index_path.read_text())
+        try:
+            index = json.loads(index_path.read_text())
+        except ValueError as error:
+            raise OSError(f"{index_path} is damaged: {error}") from error
         if "gan" not in index:
             raise ValueError(
                 f"{name} holds a {index.get('_class_name')}, which has no generator named `gan`"
@@ -307,16 +314,17 @@ class GANPipeline(DiffusionPipeline):
             raise ValueError("this model is unconditional and takes no class_labels")
         if isinstance(class_labels, Tensor):
             class_labels = class_labels.flatten().tolist()
-        elif isinstance(class_labels, int | str):
+        elif isinstance(class_labels, Integral | str):
             class_labels = [class_labels]
         by_name = {name: index for index, name in config.id2label.items()}
         ids = [by_name.get(label, label) for label in class_labels]
         for label in ids:
-            if not isinstance(label, int) or not 0 <= label < config.num_classes:
+            is_number = isinstance(label, Integral) and not isinstance(label, bool)
+            if not is_number or not 0 <= label < config.num_classes:
                 raise ValueError(
                     f"there is no class {label!r}; this model has {', '.join(by_name)}"
                 )
-        return torch.tensor(ids)
+        return torch.tensor([int(label) for label in ids])
 
     def _draw_latents(
         self,
@@ -334,7 +342,7 @@ class GANPipeline(DiffusionPipeline):
         # +-truncation, it is the quantile of a truncated one. So a seed gives related images for
         # every truncation.
         low = torch.special.ndtr(torch.tensor(-truncation, dtype=torch.float64))
-        quantile = low + torch.special.ndtr(latents.double()) * (1 - 2 * low)
+        quantile = low + torch.special.ndtr(latents.cpu().double()) * (1 - 2 * low)
         return torch.special.ndtri(quantile).float().clamp(-truncation, truncation)
 
     def _draw_labels(

@@ -22,6 +22,7 @@ from ..runtime import (
     make_accelerator,
     move_atomically,
     moving_average,
+    training_of,
     update_results,
     versions,
 )
@@ -86,6 +87,14 @@ class GANRecipe:
     save_every: int = 500
     sample_every: int = 1000
 
+    def __post_init__(self):
+        at_least_one = ("num_steps", "num_d_steps", "batch_size", "standing_batches")
+        for name in (*at_least_one, "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sample_every < 0:
+            raise ValueError(f"sample_every must be at least 0, got {self.sample_every}")
+
     def smoke(self) -> "GANRecipe":
         """The same recipe, two steps long."""
         return dataclasses.replace(
@@ -142,8 +151,8 @@ def train_gan(
         )
     source = dataset.name if isinstance(dataset, ImageDataset) else str(dataset or recipe.data)
     identity = recipe.identity() | {"data": source, "init": None if init is None else str(init)}
+    is_by_the_book = source == recipe.data and init is None
     run = Run(output_dir, identity, resume=resume, is_main=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
 
     start_from = GANPipeline.from_pretrained(init) if init is not None else None
     config = start_from.gan.config if start_from else recipe.model
@@ -153,6 +162,8 @@ def train_gan(
         )
     generator, discriminator = build(recipe, dataset, start_from)
     config = generator.config
+    run.begin()
+    accelerator.wait_for_everyone()
 
     device = accelerator.device
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
@@ -253,7 +264,7 @@ def train_gan(
         latents, labels = draw(step, 0)
         fake_images = generator(latents, labels).images
         fake_logits = plain_discriminator(fake_images, labels).logits
-        g_loss = recipe.g_loss(None, fake_logits, fake_images=fake_images)
+        g_loss = recipe.g_loss(None, fake_logits, real_images=batch.images, fake_images=fake_images)
         g_optimizer.zero_grad()
         accelerator.backward(g_loss)
         g_optimizer.step()
@@ -261,7 +272,7 @@ def train_gan(
 
         # Nothing here waits for the device, which itself remembers the first step whose losses are
         # not finite.
-        losses = torch.stack([d_loss.detach(), g_loss.detach()])
+        losses = torch.stack([(d_loss + penalty).detach(), g_loss.detach()])
         is_bad = (first_bad_step < 0) & ~losses.isfinite().all()
         first_bad_step = torch.where(is_bad, step, first_bad_step)
         totals += losses
@@ -277,7 +288,13 @@ def train_gan(
                 f"a loss was not finite at step {int(first_bad_step)}; "
                 f"the checkpoints before it are in {run.folder}"
             )
+        if save_is_due and not is_finite(plain_generator, plain_discriminator):
+            raise FloatingPointError(
+                f"a weight was not finite after step {step}; "
+                f"the checkpoints before it are in {run.folder}"
+            )
         if log_is_due:
+            totals = accelerator.reduce(totals, reduction="mean")
             d_mean, g_mean = (totals / recipe.log_every).tolist()
             totals.zero_()
             values = {"d_loss": d_mean, "g_loss": g_mean, "seconds": progress.seconds}
@@ -297,7 +314,8 @@ def train_gan(
         export(averaged, plain_discriminator, run.folder, output_dir)
         update_results(
             output_dir,
-            name=recipe.name,
+            # Other data or another start make another checkpoint, which is called as its folder.
+            name=recipe.name if is_by_the_book else output_dir.resolve().name,
             recipe=recipe.name,
             task="class-to-image" if config.num_classes else "unconditional-image-generation",
             training={
@@ -312,7 +330,9 @@ def train_gan(
                 "seconds": progress.seconds,
                 "hardware": hardware(),
                 "versions": versions(),
+                "init": training_of(init),
             },
+            **({"evaluation": []} if state["step"] < recipe.num_steps else {}),
         )
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -333,8 +353,8 @@ def build(
         raise ValueError(
             f"the model wants images {size}, {dataset.name} has {tuple(dataset.images.shape[1:])}"
         )
-    names = dataset.label_names if recipe.model.num_classes and dataset.labels is not None else []
-    if recipe.model.num_classes and not names:
+    names = dataset.label_names if config.num_classes and dataset.labels is not None else []
+    if config.num_classes and not names:
         logger.warning(f"{dataset.name} has no labels, so the model will be unconditional")
     classes = {
         "num_classes": len(names),
@@ -359,6 +379,9 @@ def build(
                 if new_shapes.get(key) == value.shape
             }
             fresh = model.load_state_dict(fits, strict=False).missing_keys
+            dropped = sorted(old.state_dict().keys() - fits.keys() - set(fresh))
+            if dropped:
+                logger.warning(f"{type(model).__name__}: {', '.join(dropped)} are left out")
             if fresh:
                 logger.warning(
                     f"{type(model).__name__}: {', '.join(fresh)} do not fit the data and start anew"
@@ -368,6 +391,12 @@ def build(
                 f"the checkpoint has no discriminator; a {type(model).__name__} starts anew"
             )
     return generator, discriminator
+
+
+def is_finite(*models: torch.nn.Module) -> bool:
+    """Whether all weights are finite."""
+    weights = (weight for model in models for weight in model.parameters())
+    return all(bool(weight.isfinite().all()) for weight in weights)
 
 
 @torch.no_grad()
