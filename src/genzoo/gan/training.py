@@ -303,7 +303,7 @@ def train_gan(
         if sample_is_due and accelerator.is_main_process:
             samples = run.folder / "samples" / f"step-{done:08d}.png"
             samples.parent.mkdir(parents=True, exist_ok=True)
-            preview.grid(num_columns=10, generator=generator_for(recipe.seed)).save(samples)
+            preview.grid(80, 10, generator=generator_for(recipe.seed)).save(samples)
         if save_is_due:
             states = {name: part.state_dict() for name, part in parts.items()}
             run.save(done, {"step": done, "seconds": progress.seconds, "totals": totals, **states})
@@ -450,7 +450,7 @@ def export(
     pipe = GANPipeline.from_pretrained(partial)
     pipe.set_progress_bar_config(disable=True)
     (partial / "samples").mkdir()
-    pipe.grid(num_columns=10, generator=generator_for(0)).save(partial / "samples" / "grid.png")
+    pipe.grid(80, 10, generator=generator_for(0)).save(partial / "samples" / "grid.png")
     for name in ("gan", "discriminator", "samples", "model_index.json"):
         move_atomically(partial / name, output_dir / name)
     partial.rmdir()
