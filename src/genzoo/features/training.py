@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -211,8 +211,8 @@ def train_feature_net(
                 f"the checkpoints before it are in {run.folder}"
             )
         if log_is_due:
-            total = accelerator.reduce(total, reduction="mean")
-            mean = (total / recipe.log_every).item()
+            mean = cast(Tensor, accelerator.reduce(total, reduction="mean")).item()
+            mean /= recipe.log_every
             total.zero_()
             values = {"loss": mean, "seconds": progress.seconds}
             accelerator.log(values | {"images_per_second": progress.samples_per_second}, step=done)
