@@ -312,19 +312,20 @@ class GANPipeline(DiffusionPipeline):
         config = self.gan.config
         if not config.num_classes:
             raise ValueError("this model is unconditional and takes no class_labels")
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.flatten().tolist()
-        elif isinstance(class_labels, Integral | str):
-            class_labels = [class_labels]
+        labels: Any = class_labels
+        if isinstance(labels, Tensor):
+            labels = labels.flatten().tolist()
+        elif isinstance(labels, Integral | str):
+            labels = [labels]
         by_name = {name: index for index, name in config.id2label.items()}
-        ids = [by_name.get(label, label) for label in class_labels]
-        for label in ids:
+        labels = [by_name.get(label, label) for label in labels]
+        for label in labels:
             is_number = isinstance(label, Integral) and not isinstance(label, bool)
-            if not is_number or not 0 <= label < config.num_classes:
+            if not is_number or not 0 <= int(label) < config.num_classes:
                 raise ValueError(
                     f"there is no class {label!r}; this model has {', '.join(by_name)}"
                 )
-        return torch.tensor([int(label) for label in ids])
+        return torch.tensor([int(label) for label in labels])
 
     def _draw_latents(
         self,

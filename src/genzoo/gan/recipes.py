@@ -26,7 +26,7 @@ def selfmod_gan_digits() -> GANRecipe:
         feature_network="feature-net-digits",
         d_loss=hinge_d,
         g_loss=hinge_g,
-        num_steps=2000,
+        num_steps=1600,
         batch_size=32,
         g_learning_rate=4e-4,
         betas=(0.5, 0.9),

@@ -248,16 +248,15 @@ def train_gan(
                 real_images=batch.images,
                 fake_images=fake_images,
             )
-            penalty = 0.0
             if recipe.d_penalty is not None:
-                penalty = recipe.penalty_weight * recipe.d_penalty(
+                d_loss = d_loss + recipe.penalty_weight * recipe.d_penalty(
                     lambda images, labels=labels: discriminator(images, labels).logits,
                     batch.images,
                     fake_images,
                     generator=generator_for(recipe.seed, step, 1, d_step),
                 )
             d_optimizer.zero_grad()
-            accelerator.backward(d_loss + penalty)
+            accelerator.backward(d_loss)
             d_optimizer.step()
 
         plain_discriminator.requires_grad_(False)
@@ -272,7 +271,7 @@ def train_gan(
 
         # Nothing here waits for the device, which itself remembers the first step whose losses are
         # not finite.
-        losses = torch.stack([(d_loss + penalty).detach(), g_loss.detach()])
+        losses = torch.stack([d_loss.detach(), g_loss.detach()])
         is_bad = (first_bad_step < 0) & ~losses.isfinite().all()
         first_bad_step = torch.where(is_bad, step, first_bad_step)
         totals += losses
@@ -294,8 +293,8 @@ def train_gan(
                 f"the checkpoints before it are in {run.folder}"
             )
         if log_is_due:
-            totals = accelerator.reduce(totals, reduction="mean")
-            d_mean, g_mean = (totals / recipe.log_every).tolist()
+            means: Any = accelerator.reduce(totals / recipe.log_every, reduction="mean")
+            d_mean, g_mean = means.tolist()
             totals.zero_()
             values = {"d_loss": d_mean, "g_loss": g_mean, "seconds": progress.seconds}
             accelerator.log(values | {"images_per_second": progress.samples_per_second}, step=done)
