@@ -180,14 +180,12 @@ def images_per_second(recipe: GANRecipe) -> float:
 
 
 def peak_memory(recipe_name: str) -> float:
-    """MB that a process of three training steps takes at most, beyond what the imports take."""
+    """MB that a process of three training steps takes at most, libraries and all."""
     program = (
         "import resource, sys; sys.path.insert(0, sys.argv[2]); import bench_gan as bench\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "recipe = getattr(bench, sys.argv[1])(); data = bench.noise_images(recipe.model)\n"
         "bench.train(recipe, data, 3)\n"
-        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "sys.stdout.write(str((after - before) / 1024))"
+        "sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))"
     )
     command = [sys.executable, "-c", program, recipe_name, str(Path(__file__).parent)]
     return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
