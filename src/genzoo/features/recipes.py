@@ -18,7 +18,7 @@ def feature_net_digits() -> FeatureNetRecipe:
 
 
 def feature_net_fashion_mnist() -> FeatureNetRecipe:
-    """FeatureNet on Fashion-MNIST: within an hour on two busy CPU cores; the card has the number."""
+    """FeatureNet on Fashion-MNIST: under an hour on two busy CPU cores; scores are in the card."""
     return FeatureNetRecipe(
         name="feature-net-fashion-mnist",
         model=FeatureNetConfig(hidden_sizes=[16, 32, 64, 128], num_blocks=[1, 1, 1, 1]),
