@@ -219,7 +219,7 @@ class SelfModGANPreTrainedModel(GANPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # batch statistics, and zero biases
         if isinstance(module, SpectralNormEmbedding):
-            init.normal_(module.weight, std=0.02)
+            init.xavier_uniform_(module.weight)
         elif isinstance(module, ResidualConv2d | SpectralNormResidualConv2d):
             init.xavier_uniform_(module.weight, gain=2**0.5)
         elif isinstance(module, nn.Linear | nn.Conv2d):
