@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -269,6 +269,25 @@ def move_atomically(source: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         source.replace(target)
+
+
+def half_precision(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model in float16, to be saved in the place of its own.
+
+    The file holds float16 and the configuration says float32: the model is loaded as float32 by
+    default, with exactly the numbers that the file has.
+
+    Raises:
+        ValueError: If a weight is beyond the range of float16.
+    """
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{type(model).__name__}.{name} does not fit into float16")
+    return state
 
 
 def update_results(folder: Path, **values: Any) -> None:

@@ -16,6 +16,7 @@ from ..runtime import (
     Run,
     command,
     generator_for,
+    half_precision,
     hardware,
     make_accelerator,
     move_atomically,
@@ -310,22 +311,12 @@ def shift(images: Tensor, offsets: Tensor, max_shift: int) -> Tensor:
 def export(model: FeatureNetForImageClassification, run_folder: Path, output_dir: Path) -> None:
     """Puts a finished network into `output_dir`; `config.json` comes last, when all else is there.
 
-    The file holds float16, the configuration says float32: the network is loaded as float32 by
-    default, with exactly the numbers that the file has.
-
     Raises:
         ValueError: If a weight is beyond the range of float16.
     """
-    weights = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} does not fit into float16")
     partial = run_folder / "export"
     shutil.rmtree(partial, ignore_errors=True)
-    model.eval().save_pretrained(partial, state_dict=weights)
+    model.eval().save_pretrained(partial, state_dict=half_precision(model))
     for name in ("model.safetensors", "config.json"):
         move_atomically(partial / name, output_dir / name)
     partial.rmdir()

@@ -18,6 +18,7 @@ from ..runtime import (
     Run,
     command,
     generator_for,
+    half_precision,
     hardware,
     make_accelerator,
     move_atomically,
@@ -432,7 +433,7 @@ def estimate_batch_statistics(
 def export(
     generator: PreTrainedModel, discriminator: PreTrainedModel, run_folder: Path, output_dir: Path
 ) -> None:
-    """Puts a finished pipeline into `output_dir`, in float16.
+    """Puts a finished pipeline into `output_dir`, its weights in float16.
 
     `model_index.json` comes last, when all else is there.
 
@@ -441,11 +442,10 @@ def export(
     """
     partial = run_folder / "export"
     shutil.rmtree(partial, ignore_errors=True)
-    for model in (generator.half(), discriminator.half()):
-        for name, tensor in model.state_dict().items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{type(model).__name__}.{name} does not fit into float16")
-    GANPipeline(generator, discriminator).save_pretrained(partial)
+    pipe = GANPipeline(generator, discriminator)
+    pipe.save_pretrained(partial)
+    for name, model in pipe.components.items():
+        model.save_pretrained(partial / name, state_dict=half_precision(model))
     pipe = GANPipeline.from_pretrained(partial)
     pipe.set_progress_bar_config(disable=True)
     (partial / "samples").mkdir()
