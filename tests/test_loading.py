@@ -13,7 +13,7 @@ import torch
 import transformers.pipelines
 
 import genzoo
-from genzoo import loading
+from genzoo import downloads, loading
 from genzoo.gan.pipeline_gan import GANPipeline
 
 REPOSITORY = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def hub(monkeypatch, tmp_path):
         requests.append((repository, options))
         return str(make_checkpoint(tmp_path / "snapshot"))
 
-    monkeypatch.setattr(loading, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(downloads, "snapshot_download", snapshot_download)
     return requests
 
 
@@ -100,7 +100,7 @@ def test_locate_asks_the_hub_for_the_rest(monkeypatch, tmp_path, hub, checkout):
 
 def test_a_repository_without_weights_is_no_checkpoint(monkeypatch, tmp_path):
     lay_out(monkeypatch, tmp_path, checkout=True, weights=False)
-    monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(downloads, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(OSError, match=f"of {SHIPPED} are neither here nor in genzoo/{SHIPPED}"):
         genzoo.locate(SHIPPED)
 
@@ -132,7 +132,7 @@ def test_errors_of_the_hub_become_one_sentence(monkeypatch, error, reason):
     def snapshot_download(*_, **__):
         raise error
 
-    monkeypatch.setattr(loading, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(downloads, "snapshot_download", snapshot_download)
     with pytest.raises(OSError, match=f"owner/name could not be fetched: .*{reason}"):
         loading.find_checkpoint("owner/name")
 
@@ -233,7 +233,7 @@ def test_pipeline_hands_other_tasks_to_transformers(monkeypatch, tmp_path, hub):
     assert hub == []
 
     # A Hub id without a pipeline of the zoo: transformers reads the task from its page.
-    monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(downloads, "snapshot_download", lambda *_, **__: str(tmp_path))
     genzoo.pipeline(model="owner/name")
     assert calls[-1] == ((None,), {"model": "owner/name"})
 

@@ -225,7 +225,7 @@ def test_damaged_and_foreign_folders(tmp_path: Path):
         GANPipeline.from_pretrained(tmp_path / "foreign")
     (tmp_path / "ddpm").mkdir()
     (tmp_path / "ddpm" / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
-    with pytest.raises(ValueError, match="no generator named `gan`"):
+    with pytest.raises(ValueError, match="no component named `gan`"):
         GANPipeline.from_pretrained(tmp_path / "ddpm")
     with pytest.raises(TypeError, match="takes no trunkation"):
         make_pipeline().save_pretrained(tmp_path / "fine")

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+import torch
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig
+
+from .downloads import HUB_OPTIONS, fetch
 
 NAMESPACE = "genzoo"
 """The owner of the zoo's repositories on the Hub."""
@@ -34,9 +31,8 @@ PIPELINES = {
 """The class that a model_index.json names: its module, and the component that has the classes."""
 
 _PACKAGE = Path(__file__).resolve().parent
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
-# Data and no code: neither Python files nor pickles are fetched.
-_DATA_FILES = ["*.json", "*.safetensors", "*.md", "*.yaml", "*.png", "*.txt"]
+DATA_FILES = ("*.json", "*.safetensors", "*.md", "*.yaml", "*.png", "*.txt")
+"""What a checkpoint consists of: data and no code, neither Python files nor pickles."""
 
 
 def recipes() -> dict[str, Callable[[], Any]]:
@@ -115,7 +111,7 @@ def locate(name: str) -> Path:
     if name not in cards and name not in (known := {*cards, *recipes()}):
         raise ValueError(f"there is no checkpoint {name!r}; {closest(name, known)}")
     try:
-        folder = _fetch(f"{NAMESPACE}/{name}", _DATA_FILES)
+        folder = fetch(f"{NAMESPACE}/{name}", DATA_FILES)
     except OSError as error:
         raise OSError(f"the weights of {name} are not here, and {error}") from error
     if not has_weights(folder):
@@ -131,7 +127,7 @@ def find_checkpoint(model: str | os.PathLike, **hub_options: Any) -> Path:
     Args:
         model: A folder, a Hub id with its owner ("owner/name"), or a name (see `locate`).
             As in every `from_pretrained`, a folder that is there comes first.
-        hub_options: `revision`, `token`, `cache_dir` and `local_files_only`, for a Hub id.
+        hub_options: Those of `genzoo.downloads`, such as `revision` and `token`, for a Hub id.
 
     Raises:
         ValueError: If it is no folder, no Hub id, and no name of the zoo.
@@ -142,9 +138,7 @@ def find_checkpoint(model: str | os.PathLike, **hub_options: Any) -> Path:
         if not has_weights(Path(model)):
             raise OSError(f"{model} holds no checkpoint: there is no .safetensors file in it")
         return Path(model)
-    return (
-        _fetch(str(model), _DATA_FILES, **hub_options) if "/" in str(model) else locate(str(model))
-    )
+    return fetch(str(model), DATA_FILES, **hub_options) if "/" in str(model) else locate(str(model))
 
 
 def is_folder(model: str | os.PathLike) -> bool:
@@ -190,6 +184,20 @@ def tasks_of(folder: Path) -> list[str]:
     # Without labels, a labelled model draws its classes at random.
     labelled = ["class-to-image"] if config.get("num_classes") else []
     return [*labelled, "unconditional-image-generation"]
+
+
+def describe(config: PreTrainedConfig) -> tuple[str, int]:
+    """The task of a checkpoint, and the parameters of the network that is published."""
+    # Asking from_config and catching its error imports half of transformers for the message.
+    is_classifier = type(config) in AutoModelForImageClassification._model_mapping
+    with torch.device("meta"):  # nothing is filled in
+        auto_class = AutoModelForImageClassification if is_classifier else AutoModel
+        model = auto_class.from_config(config)
+    if is_classifier:
+        return "image-classification", model.num_parameters()
+    is_labelled = getattr(config, "num_classes", 0) > 0
+    task = "class-to-image" if is_labelled else "unconditional-image-generation"
+    return task, model.num_parameters()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -257,8 +265,8 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
         if hub_id is None:
             model = folder = find_checkpoint(model)
         elif task is None or task in TASKS:
-            hub_options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
-            folder = _fetch(hub_id, ["*.json"], **hub_options)
+            hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+            folder = fetch(hub_id, ["*.json"], **hub_options)
         else:
             folder = None  # transformers fetches what it needs
         if folder is not None:
@@ -303,22 +311,3 @@ def _check_transformers_task(task: str) -> None:
     known = [*TASKS, *PIPELINE_REGISTRY.get_supported_tasks()]
     if task not in known:
         raise ValueError(f"there is no task {task!r}; {closest(task, known)}")
-
-
-def _fetch(repository: str, files: list[str], **hub_options: Any) -> Path:
-    """Those files of a Hub repository, in the cache."""
-    try:
-        return Path(snapshot_download(repository, allow_patterns=files, **hub_options))
-    except HFValidationError as error:
-        raise ValueError(
-            f"{repository!r} is neither a folder here nor a Hub id (owner/name)"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = "the Hub cannot be reached and the cache does not have it"
-        raise OSError(f"{repository} could not be fetched: {reason}") from error
-    except RepositoryNotFoundError as error:
-        reason = "the Hub has no such repository, or hides it from this token"
-        raise OSError(f"{repository} could not be fetched: {reason}") from error
-    except Exception as error:  # the Hub's other errors, those of its HTTP client, a full disk
-        reason = str(error).strip().partition("\n")[0]
-        raise OSError(f"{repository} could not be fetched: {reason}") from error
