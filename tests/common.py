@@ -8,7 +8,6 @@ A room declares each of its models in a class of a few lines that asserts nothin
         ...
 """
 
-import ast
 import contextlib
 import functools
 import inspect
@@ -28,11 +27,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from genzoo import hub
+
 PACKAGE = "genzoo"
 
 
 class ModelTests:
-    """Twelve checks; a subclass whose name starts with Test declares a model and inherits them.
+    """Thirteen checks; a subclass whose name starts with Test declares a model and inherits them.
 
     Attributes:
         model_class: The model.
@@ -223,87 +224,19 @@ class ModelTests:
             error = ((output.float() - expected).norm() / expected.norm()).item()
             assert error < self.bfloat16_tolerance, f"relative error {error:.4f}"
 
+    def test_dummy_inputs_fit(self):
+        model = self.make_model()
+        first, second = model.dummy_inputs, model.dummy_inputs
+        assert first.keys() == self.make_inputs(1, torch.Generator()).keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        with torch.no_grad():
+            assert model(**first)[self.output].isfinite().all()
+
     def test_flattened_file_needs_no_package(self):
         expected, found = _outputs_without_the_package(type(self).__module__)
         name = type(self).__name__
         assert found.keys() == expected.keys()
         assert torch.equal(found[name], expected[name])
-
-
-def flatten(path: Path) -> str:
-    """Returns a model file as one that stands alone: its siblings first, each once, then itself.
-
-    This moves to genzoo.hub when publishing comes. Comments stay with the statement they precede.
-
-    Raises:
-        ValueError: For an import that cannot travel with a checkpoint, or a name with two meanings.
-    """
-    imports: dict[str, None] = {}  # an ordered set of statements
-    meaning: dict[str, str] = {}  # what each module-level name stands for
-    bodies: list[str] = []
-    seen: set[Path] = set()
-    docstring = ""
-
-    def define(name: str, value: str, where: str) -> None:
-        if meaning.setdefault(name, value) != value:
-            raise ValueError(
-                f"{where}: {name!r} already means {meaning[name]}, and would mean {value}"
-            )
-
-    def visit(file: Path) -> None:
-        nonlocal docstring
-        seen.add(file)
-        source = file.read_text()
-        lines, tree = source.splitlines(), ast.parse(source)
-        body, end = [], 0
-        for index, node in enumerate(tree.body):
-            # From the end of the statement before, so that comments and decorators come along.
-            text, end = "\n".join(lines[end : node.end_lineno]), node.end_lineno
-            where = f"{file.name}:{node.lineno}"
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                visit_import(node, file, where)
-            elif index == 0 and isinstance(node, ast.Expr):
-                docstring = text if file == path else docstring
-            else:
-                for name in _names(node):
-                    define(name, f"a definition in {file.name}", where)
-                body.append(text)
-        bodies.append("\n".join(body).strip("\n"))
-
-    def visit_import(node: ast.Import | ast.ImportFrom, file: Path, where: str) -> None:
-        statement = ast.unparse(node)
-        module = getattr(node, "module", None)
-        level = getattr(node, "level", 0)
-        roots = (
-            {alias.name.split(".")[0] for alias in node.names}
-            if module is None
-            else {module.split(".")[0]}
-        )
-        if level > 1 or (level == 1 and (module is None or "." in module)):
-            raise ValueError(f"{where}: {statement!r} is not an import from a sibling file")
-        if level == 0 and roots & {PACKAGE, "__future__"}:
-            raise ValueError(f"{where}: {statement!r} cannot travel with a checkpoint")
-        for alias in node.names:
-            if level == 1 and (alias.asname or alias.name == "*"):
-                raise ValueError(f"{where}: {statement!r} renames; a sibling's names are kept")
-            if level == 0:
-                define(alias.asname or alias.name, f"{module or 'import'}.{alias.name}", where)
-        if level == 0:
-            imports.setdefault(statement)
-        elif (sibling := file.with_name(f"{module}.py")) not in seen:
-            visit(sibling)
-
-    visit(path)
-    return "\n\n\n".join(part for part in [docstring, "\n".join(imports), *bodies] if part) + "\n"
-
-
-def _names(node: ast.stmt) -> list[str]:
-    """The module-level names that a statement binds."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
-    return [
-        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    ]
 
 
 @contextlib.contextmanager
@@ -345,7 +278,8 @@ def _outputs_without_the_package(test_module: str) -> tuple[dict[str, Tensor], d
         for declaration in declarations:
             name, tests = declaration.__name__, declaration()
             target = Path(folder, re.sub(r"\W", "_", name))
-            publish(tests.make_model(), declaration.auto_class, target)
+            tests.make_model().save_pretrained(target)
+            hub.add_code(target)
             inputs = target / "inputs.safetensors"
             save_file(declaration.make_inputs(4, torch.Generator().manual_seed(1)), inputs)
             # From files, as in the other process: alignment may change the last bit.
@@ -370,14 +304,3 @@ def _outputs_without_the_package(test_module: str) -> tuple[dict[str, Tensor], d
         )
         assert process.returncode == 0, process.stderr
         return expected, load_file(f"{folder}/outputs.safetensors")
-
-
-def publish(model: PreTrainedModel, auto_class: type, folder: Path) -> None:
-    """Saves a model beside its flattened file, as on the Hub; moves to genzoo.hub, too."""
-    path = Path(inspect.getfile(type(model)))
-    model.config.auto_map = {
-        "AutoConfig": f"{path.stem}.{type(model.config).__name__}",
-        auto_class.__name__: f"{path.stem}.{type(model).__name__}",
-    }
-    model.save_pretrained(folder)
-    (folder / path.name).write_text(flatten(path))

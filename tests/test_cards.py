@@ -15,7 +15,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from genzoo import hub
+from genzoo import cards
 from genzoo.loading import locate, recipes
 
 REPOSITORY = Path(__file__).parents[1]
@@ -28,7 +28,8 @@ BUDGET = {"gan": 8, "ebm": 4, "glann": 5, "jose": 10, "conditional_text": 18, "f
 
 # A page says `<!-- not run: reason -->` above a Python block that the test must not run; here is
 # every page that does so, with its reasons.
-NOT_RUN: dict[str, list[str]] = {}
+NEEDS_HUB = "it needs the Hub; tests/test_hub.py runs it against one of its own"
+NOT_RUN = {"README.md": [NEEDS_HUB, NEEDS_HUB], "README.zh.md": [NEEDS_HUB, NEEDS_HUB]}
 
 WEIGHTS_ELSEWHERE = "weights are not in this repository"
 
@@ -97,7 +98,7 @@ def test_card_is_rendered(name, tmp_path):
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes())
         before[copy] = path.read_bytes()
-    assert hub.render_card(tmp_path) == []
+    assert cards.render_card(tmp_path) == []
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -107,7 +108,7 @@ def test_card_shows_what_is_there(name):
     for image in re.findall(r"!\[.*?\]\((?!https?:)(.+?)\)", text):
         assert (CARDS[name] / image).is_file()
     if not weights(CARDS[name]):
-        assert hub.NOT_TRAINED in text or WEIGHTS_ELSEWHERE in text
+        assert cards.NOT_TRAINED in text or WEIGHTS_ELSEWHERE in text
 
 
 def test_weights_fit_their_budget():
@@ -315,7 +316,7 @@ def test_the_example_keeps_the_schema():
 
 
 def test_schema_and_rendering_know_the_same_fields():
-    for record, definition in ((hub._Training, "training"), (hub._Measurement, "measurement")):
+    for record, definition in ((cards._Training, "training"), (cards._Measurement, "measurement")):
         fields = list(record.__dataclass_fields__)
         assert list(SCHEMA["$defs"][definition]["properties"]) == fields
         required = [name for name in fields if name != "init"]
@@ -323,7 +324,7 @@ def test_schema_and_rendering_know_the_same_fields():
 
 
 def test_numbers_of_a_card(folder):
-    changed = hub.render_card(folder)
+    changed = cards.render_card(folder)
     assert changed == [folder / "README.md", folder / ".eval_results/owner--faces.yaml"]
     text = (folder / "README.md").read_text(encoding="utf-8")
     judge = "feature-net-faces (0123456789ab)"
@@ -349,14 +350,14 @@ def test_numbers_of_a_card(folder):
 
 
 def test_rendering_again_changes_nothing(folder):
-    hub.render_card(folder)
+    cards.render_card(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert hub.render_card(folder) == []
+    assert cards.render_card(folder) == []
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_results_for_the_hub(folder):
-    hub.render_card(folder)
+    cards.render_card(folder)
     data = ModelCard.load(folder / "README.md").data
     assert (data.license, data.datasets, data.tags) == ("apache-2.0", ["owner/faces"], ["genzoo"])
     assert data.model_name == "gan-faces"
@@ -381,23 +382,23 @@ def test_results_for_the_hub(folder):
 
 
 def test_results_that_went_away_leave_nothing_behind(folder):
-    hub.render_card(folder)
+    cards.render_card(folder)
     change(folder, evaluation=[])
-    assert hub.render_card(folder) == [
+    assert cards.render_card(folder) == [
         folder / ".eval_results/owner--faces.yaml",
         folder / "README.md",
     ]
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert hub.NOT_EVALUATED in text
+    assert cards.NOT_EVALUATED in text
     assert "model-index" not in text and "model_name" not in text
 
 
 def test_a_recipe_without_weights_says_so(folder):
     (folder / "results.json").unlink()
-    assert hub.render_card(folder) == [folder / "README.md"]
+    assert cards.render_card(folder) == [folder / "README.md"]
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert text.count(hub.NOT_TRAINED) == 2
-    assert hub.render_card(folder) == []
+    assert text.count(cards.NOT_TRAINED) == 2
+    assert cards.render_card(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -413,12 +414,12 @@ def test_a_recipe_without_weights_says_so(folder):
     ],
 )
 def test_rounding(value, std, shown):
-    assert hub._rounded(value, std) == shown
+    assert cards._rounded(value, std) == shown
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(95.4, "95 s"), (6000, "100 min"), (9000, "2.5 h")])
 def test_duration(seconds, shown):
-    assert hub._duration(seconds) == shown
+    assert cards._duration(seconds) == shown
 
 
 def without(record: dict, key: str) -> dict:
@@ -437,24 +438,24 @@ def without(record: dict, key: str) -> dict:
 def test_wrong_results_are_named_and_leave_the_card_alone(folder, values, message):
     change(folder, **values)
     with pytest.raises(ValueError, match=message):
-        hub.render_card(folder)
+        cards.render_card(folder)
     assert (folder / "README.md").read_text(encoding="utf-8") == CARD
 
 
 def test_wrong_files_are_named(folder):
     (folder / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results.json is not JSON"):
-        hub.render_card(folder)
+        cards.render_card(folder)
     (folder / "results.json").write_text(json.dumps(without(RESULTS, "recipe")))
     with pytest.raises(ValueError, match="has no field 'recipe'"):
-        hub.render_card(folder)
+        cards.render_card(folder)
     change(folder)
     (folder / "README.md").write_text(CARD.replace("<!-- /results -->", ""))
     with pytest.raises(ValueError, match="needs `<!-- results -->`"):
-        hub.render_card(folder)
+        cards.render_card(folder)
     (folder / "README.md").write_text("# No front matter")
     with pytest.raises(ValueError, match="does not begin with front matter"):
-        hub.render_card(folder)
+        cards.render_card(folder)
     (folder / "README.md").unlink()
     with pytest.raises(FileNotFoundError, match="write the card"):
-        hub.render_card(folder)
+        cards.render_card(folder)

@@ -1,4 +1,4 @@
-"""The command line: list, train, sample, evaluate, demo."""
+"""The command line: list, train, sample, evaluate, publish, demo."""
 
 import argparse
 import contextlib
@@ -16,10 +16,10 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from . import hub, loading
+from . import cards, hub, loading
 from .runtime import OtherRunError, update_results
 
 # What wrong input raises: one sentence is all that its user needs.
@@ -156,24 +156,41 @@ def make_parser() -> argparse.ArgumentParser:
         "--truncation", type=float, metavar="T", help="cut latents off at plus and minus T"
     )
     evaluate.add_argument("--split", metavar="SPLIT", help="of the data (default: test)")
+
+    publish = command(publish_command, "put a checkpoint on the Hub, so that everybody can load it")
+    publish.add_argument("name", metavar="NAME", nargs="?", help="a checkpoint, or a folder")
+    publish.add_argument(
+        "--to",
+        required=True,
+        metavar="OWNER",
+        help="your name on the Hub, or an organization's; or a whole OWNER/NAME",
+    )
+    publish.add_argument(
+        "--all",
+        action="store_true",
+        help="all checkpoints whose weights are here, and a collection that lists them",
+    )
+    publish.add_argument("--dry-run", action="store_true", help="do all but the upload")
+    publish.add_argument("--private", action="store_true", help="for the owner's eyes only")
+    publish.add_argument("--revision", metavar="BRANCH", help="(default: main)")
     return parser
 
 
 def list_command(options: argparse.Namespace) -> None:
     """Shows the checkpoints: what they do, their size, one result, whether weights are here."""
     rows = [["name", "method", "task", "parameters", "result", "weights"]]
-    cards = loading.card_folders()
+    folders = loading.card_folders()
     for name, recipe in sorted(loading.recipes().items()):
         config = recipe().model
-        task, num_parameters = describe(config)
-        card = cards.get(name)
+        task, num_parameters = loading.describe(config)
+        card = folders.get(name)
         rows.append(
             [
                 name,
                 type(config).__name__.removesuffix("Config"),
                 task,
                 f"{num_parameters:,}",
-                (headline(card) if card else None) or "-",
+                (cards.headline(card) if card else None) or "-",
                 "here" if card and loading.has_weights(card) else "-",
             ]
         )
@@ -197,7 +214,7 @@ def train_command(options: argparse.Namespace) -> None:
     )
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         if (folder / "README.md").is_file():
-            hub.render_card(folder)
+            cards.render_card(folder)
         show(f"The checkpoint is in {folder.resolve()}")
 
 
@@ -240,6 +257,33 @@ def evaluate_command(options: argparse.Namespace) -> None:
         truncation=options.truncation,
     )
     show_measurements(rows)
+
+
+def publish_command(options: argparse.Namespace) -> None:
+    """Publishes a checkpoint: data, card and the code of its classes, in one commit.
+
+    Nothing is uploaded before a process without genzoo has loaded it and put out the same, bit for
+    bit. The token is that of `hf auth login`, or of the environment variable HF_TOKEN.
+    """
+    if (options.name is None) != options.all:
+        raise ValueError("publish wants a NAME or --all")
+    settings = {"private": options.private, "dry_run": options.dry_run}
+    if options.all and options.revision:
+        raise ValueError("--revision has no meaning for --all")
+    if options.all:
+        publications = hub.publish_all(options.to, **settings)
+    else:
+        publications = [
+            hub.publish(options.name, options.to, revision=options.revision, **settings)
+        ]
+    for publication in publications:
+        files = publication.files
+        if options.dry_run:
+            show(f"{publication.repository} would hold")
+            show_table([[f"  {name}", f"{size:,} bytes"] for name, size in files.items()])
+        else:
+            change = "published" if publication.is_new else "unchanged"
+            show(f"{publication.repository}: {change}, {len(files)} files, {publication.url}")
 
 
 def demo_command(options: argparse.Namespace) -> None:
@@ -309,7 +353,7 @@ def measure(
     kept |= {measured_as(row): row for row in rows}
     update_results(folder, evaluation=list(kept.values()))
     if (folder / "README.md").is_file():
-        hub.render_card(folder)
+        cards.render_card(folder)
     return rows
 
 
@@ -446,34 +490,6 @@ def parse_value(text: str, hint: Any) -> Any:
     raise TypeError("this is set in Python, by a recipe of your own, not from the command line")
 
 
-def describe(config: PreTrainedConfig) -> tuple[str, int]:
-    """The task of a checkpoint, and the parameters of the network that is published."""
-    # Asking from_config and catching its error imports half of transformers for the message.
-    is_classifier = type(config) in AutoModelForImageClassification._model_mapping
-    with torch.device("meta"):  # nothing is filled in
-        auto_class = AutoModelForImageClassification if is_classifier else AutoModel
-        model = auto_class.from_config(config)
-    if is_classifier:
-        return "image-classification", model.num_parameters()
-    is_labelled = getattr(config, "num_classes", 0) > 0
-    task = "class-to-image" if is_labelled else "unconditional-image-generation"
-    return task, model.num_parameters()
-
-
-def headline(card: Path) -> str | None:
-    """The first number in a card folder's results.json that is about the model."""
-    if not (card / "results.json").is_file():
-        return None
-    rows = loading.read_json(card / "results.json").get("evaluation", [])
-    first = next((row for row in rows if not row["reference"]), None)
-    return first and f"{metric_name(first)} {first['value']:.4g}"
-
-
-def metric_name(row: dict[str, Any]) -> str:
-    """A metric's name for readers."""
-    return hub.METRICS.get(row["metric"], (row["metric"],))[0]
-
-
 def fastest_device() -> str:
     """Where to generate."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -496,7 +512,7 @@ def show_measurements(rows: Iterable[dict[str, Any]]) -> None:
         spread = "" if row["std"] is None else f" ± {row['std']:.2g}"
         table.append(
             [
-                metric_name(row) + (" (real images)" if row["reference"] else ""),
+                cards.metric_name(row) + (" (real images)" if row["reference"] else ""),
                 f"{row['value']:.4g}{spread}",
                 f"{row['dataset']}, {row['split']}",
                 f"{row['num_real'] or '-'}",

@@ -1,328 +1,582 @@
-"""The door out: what a checkpoint folder shows to the Hub and to its readers.
+"""The door out: from a checkpoint folder to a repository on the Hub that everybody can load.
 
-A card is written by hand where it is prose. Its numbers come from `results.json` in the same
-folder, which training and evaluation write (`model_cards/results.schema.json` says what is in it),
-and `render_card` carries them over.
+Whoever has genzoo loads a published checkpoint with the installed code and needs no trust. Whoever
+has not loads it with `trust_remote_code=True`: beside the weights lies the code of their classes,
+each in one file that stands alone, at the places where transformers and diffusers look for it.
 """
 
+import ast
+import importlib
+import inspect
 import json
-import math
+import os
 import re
-from dataclasses import MISSING, dataclass, fields
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import ModuleType
+from typing import Any
 
-from huggingface_hub import (
-    EvalResult,
-    EvalResultEntry,
-    ModelCard,
-    ModelCardData,
-    eval_result_entries_to_yaml,
-)
-from huggingface_hub.utils import yaml_dump
+import torch
+import transformers
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+from huggingface_hub.utils import validate_repo_id
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig
 
-from .runtime import write_atomically
+from . import cards, loading
+from .downloads import ATTEMPTS, git_hash, may_pass, sentences, sha256
 
-NOT_TRAINED = "Not trained yet: recipe only."
-NOT_EVALUATED = "Trained, but not evaluated yet."
-
-# Name of a metric in results.json -> name for a reader, direction of better.
-METRICS = {
-    "fid": ("FID", "↓"),
-    "kid": ("KID", "↓"),
-    "inception_score": ("Inception-style score", "↑"),
-    "precision": ("Precision", "↑"),
-    "recall": ("Recall", "↑"),
-    "class_accuracy": ("Class accuracy", "↑"),
-    "accuracy": ("Accuracy", "↑"),
-}
+PACKAGE = "genzoo"
 
 
-@dataclass(kw_only=True)
-class _Training:
-    command: str
-    dataset: str
-    split: str
-    num_steps: int
-    num_images: int
-    batch_size: int
-    seed: int
-    num_processes: int
-    seconds: float
-    hardware: str
-    versions: dict[str, str]
-    init: dict[str, Any] | None = None  # how the checkpoint was trained that this began from
-
-
-@dataclass(kw_only=True)
-class _Measurement:
-    metric: str
-    value: float
-    std: float | None
-    dataset: str
-    split: str
-    num_real: int | None
-    num_generated: int | None
-    feature_network: str | None
-    feature_network_sha256: str | None
-    truncation: float | None
-    seed: int
-    command: str
-    hardware: str
-    seconds: float
-    versions: dict[str, str]
-    reference: bool
-
-
-def render_card(folder: str | Path) -> list[Path]:
-    """Carries the numbers of `results.json` over into a card; doing it again changes nothing.
-
-    Three things are written, and nothing else is touched:
-
-    - in `README.md`, what stands between `<!-- results -->` and `<!-- /results -->`, and between
-      `<!-- training -->` and `<!-- /training -->`; a folder without weights says there that it has
-      none;
-    - in its front matter, `model-index`, the older form in which the Hub takes results; the other
-      keys keep their values and order, though not YAML comments;
-    - `.eval_results/*.yaml`, the newer form, one file for each data set that the front matter lists
-      in `datasets`, since those are on the Hub. Other YAML files in there are removed.
-
-    Rows marked as reference (numbers about real data) are in the table and not in the two forms for
-    the Hub.
+@dataclass(frozen=True)
+class Publication:
+    """What was published, or on a dry run would be.
 
     Args:
-        folder: A checkpoint folder: a `README.md` and, once it is trained, a `results.json`.
+        repository: Its id on the Hub, "owner/name".
+        files: Path in the repository -> size in bytes.
+        url: Of the commit that the repository is at now; None after a dry run.
+        is_new: Whether that commit was made just now; an unchanged checkpoint makes none.
+    """
 
-    Returns:
-        The files that changed.
+    repository: str
+    files: dict[str, int]
+    url: str | None
+    is_new: bool
+
+
+def publish(
+    name_or_folder: str | os.PathLike,
+    to: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Publication:
+    """Publishes a checkpoint in one commit, so that a stranger can load it.
+
+    What goes out is the checkpoint's data (see `genzoo.loading.DATA_FILES`), the code of its
+    classes, and its card. Before that, a process in which genzoo cannot be imported loads the
+    checkpoint, and what its models put out must equal what they put out here, bit for bit.
+
+    Doing it again makes no second commit unless something changed. What the checkpoint no longer
+    has is deleted from the repository.
+
+    Args:
+        name_or_folder: A checkpoint of the zoo whose weights are here, or a folder.
+        to: An owner on the Hub, under whom the repository is called as the folder is; or a
+            repository, "owner/name".
+        private: Whether only the owner may see it.
+        dry_run: Whether to do all but the upload. It needs no network.
+        revision: The branch; it is made if it is missing.
+        token: Of the Hub; the one of `hf auth login` unless given.
 
     Raises:
-        FileNotFoundError: If there is no `README.md`.
-        ValueError: If the card lacks a marker or its front matter, or if `results.json` lacks a
-            field or has an unknown one; the sentence names it.
+        ValueError: If there is no such checkpoint, if it cannot be loaded by a stranger, or if the
+            repository holds something else.
+        OSError: If the Hub cannot be reached or refuses. The repository is then as it was.
     """
-    folder = Path(folder)
-    readme = folder / "README.md"
-    if not readme.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no README.md: write the card, its numbers will be filled in"
-        )
-    results = _load_results(folder / "results.json")
-    training, measurements = results["training"], results["evaluation"]
-    measured = [row for row in measurements if not row.reference]
-
-    if not readme.read_text(encoding="utf-8").startswith("---\n"):
-        raise ValueError(
-            f"{readme} does not begin with front matter (YAML between two lines of ---)"
-        )
-    # A model-index that cannot be read is no loss: it is about to be written anew.
-    card = ModelCard.load(readme, ignore_metadata_errors=True)
-    data = cast(ModelCardData, card.data)
-    card.text = _fill(card.text, "results", _results_block(training, measurements), readme)
-    card.text = _fill(card.text, "training", _training_block(training), readme)
-    task = data.pipeline_tag or results["task"]
-    data.model_name = results["name"] if measured else None
-    data.eval_results = [_model_index_entry(row, task) for row in measured] or None
-
-    contents = {readme: str(card)}
-    eval_results = folder / ".eval_results"
-    datasets = data.datasets or []
-    for dataset in [datasets] if isinstance(datasets, str) else datasets:
-        if entries := [_eval_result_entry(row) for row in measured if row.dataset == dataset]:
-            path = eval_results / f"{dataset.replace('/', '--')}.yaml"
-            contents[path] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
-
-    changed = [path for path in sorted(eval_results.glob("*.yaml")) if path not in contents]
-    for path in changed:
-        path.unlink()
-    for path, content in contents.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != content:
-            write_atomically(path, content.encode())
-            changed.append(path)
-    return changed
+    folder = _checkpoint(name_or_folder)
+    repository = to if "/" in to else f"{to}/{folder.resolve().name}"
+    api = HfApi(token=token)
+    with sentences(repository, "published"):
+        validate_repo_id(repository)
+        # Asked before the long checks, so that a wrong token does not have to wait for them.
+        user = None if dry_run else api.whoami()
+    if user is not None:
+        _check_owner(repository, user)
+    with tempfile.TemporaryDirectory(prefix="genzoo-publish-") as name:
+        staged = Path(name)
+        models = stage(folder, repository, staged)
+        check_as_a_stranger(staged, models)
+        files = {
+            path.relative_to(staged).as_posix(): path
+            for path in sorted(staged.rglob("*"))
+            if path.is_file()
+        }
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        if dry_run:
+            return Publication(repository, sizes, url=None, is_new=False)
+        url, is_new = _push(repository, files, private, revision, api)
+        return Publication(repository, sizes, url, is_new)
 
 
-def _load_results(path: Path) -> dict[str, Any]:
-    """The file with its records checked; no training is None, no evaluation an empty list."""
-    if not path.is_file():
-        return {"name": None, "task": None, "training": None, "evaluation": []}
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    for key in ("name", "recipe", "task"):
-        if key not in results:
-            raise ValueError(f"{path} has no field {key!r}")
-    training = results.get("training")
-    return results | {
-        "training": training and _record(_Training, training, f"{path}: training"),
-        "evaluation": [
-            _record(_Measurement, row, f"{path}: evaluation[{index}]")
-            for index, row in enumerate(results.get("evaluation", []))
-        ],
-    }
+def publish_all(
+    to: str, *, private: bool = False, dry_run: bool = False, token: str | None = None
+) -> list[Publication]:
+    """Publishes every checkpoint whose weights are here, and a collection with the zoo's table.
 
+    Args:
+        to: An owner on the Hub.
+        private: Whether only the owner may see them.
+        dry_run: Whether to do all but the upload.
+        token: Of the Hub; the one of `hf auth login` unless given.
 
-_Record = TypeVar("_Record", _Training, _Measurement)
-
-
-def _record(kind: type[_Record], values: dict[str, Any], place: str) -> _Record:
-    names = [field.name for field in fields(kind)]
-    wanted = [field.name for field in fields(kind) if field.default is MISSING]
-    if missing := [name for name in wanted if name not in values]:
-        raise ValueError(f"{place} has no field {missing[0]!r}")
-    if unknown := [name for name in values if name not in names]:
-        raise ValueError(
-            f"{place} has the unknown field {unknown[0]!r}; the fields are {', '.join(names)}"
-        )
-    if not math.isfinite(values.get("value", 0)):
-        raise ValueError(f"{place}: value is {values['value']}, which is not a result")
-    return kind(**values)
-
-
-def _fill(text: str, block: str, content: str, readme: Path) -> str:
-    filled, count = re.subn(
-        rf"(<!-- {block} -->).*?(<!-- /{block} -->)",
-        lambda match: f"{match[1]}\n\n{content}\n\n{match[2]}",
-        text,
-        flags=re.DOTALL,
-    )
-    if count != 1:
-        raise ValueError(
-            f"{readme} needs `<!-- {block} -->` and `<!-- /{block} -->` once each, found {count}"
-        )
-    return filled
-
-
-def _results_block(training: _Training | None, measurements: list[_Measurement]) -> str:
-    if not measurements:
-        return NOT_EVALUATED if training else NOT_TRAINED
-    lines = [
-        "| metric | value | data | real / generated images | feature network | truncation | seed |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    Raises:
+        ValueError: As `publish`; what was published before stays.
+        OSError: As `publish`.
+    """
+    names = [name for name, card in loading.card_folders().items() if loading.has_weights(card)]
+    done = [
+        publish(name, to, private=private, dry_run=dry_run, token=token) for name in sorted(names)
     ]
-    for row in measurements:
-        name, direction = METRICS.get(row.metric, (_readable(row.metric), ""))
-        label = f"{name} {direction}".strip() + (
-            " (reference: real images)" if row.reference else ""
-        )
-        value = _rounded(row.value, row.std) + (
-            "" if row.std is None else f" ± {_rounded(row.std, row.std)}"
-        )
-        counts = " / ".join(
-            "-" if n is None else f"{n:,}" for n in (row.num_real, row.num_generated)
-        )
-        truncation = "off" if row.truncation is None else f"{row.truncation:g}"
-        cells = (
-            label,
-            value,
-            f"{row.dataset}, {row.split}",
-            counts,
-            _judge(row),
-            truncation,
-            str(row.seed),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-
-    lines += ["", "Measured with", "", "```bash"]
-    lines += dict.fromkeys(row.command for row in measurements)
-    setups = dict.fromkeys(f"{row.hardware}; {_versions(row.versions)}" for row in measurements)
-    lines += ["```", "", f"on {' and on '.join(setups)}."]
-    return "\n".join(lines)
+    if not dry_run:
+        with sentences(f"the collection of {to}", "updated"):
+            _update_collection(to, done, private, HfApi(token=token))
+    return done
 
 
-def _training_block(training: _Training | None) -> str:
-    if training is None:
-        return NOT_TRAINED
-    before = []
-    if training.init is not None:
-        start = _record(_Training, training.init, "training.init")
-        before = [_training_block(start), "", "and from there", ""]
-    processes = (
-        "1 process" if training.num_processes == 1 else f"{training.num_processes} processes"
+def _checkpoint(name_or_folder: str | os.PathLike) -> Path:
+    """The folder of a checkpoint that is here."""
+    text = os.fspath(name_or_folder)
+    known = loading.card_folders()
+    folder = known[text] if text in known else Path(text)
+    if not loading.is_folder(folder):
+        raise ValueError(f"there is no checkpoint {text!r}; {loading.closest(text, known)}")
+    if not loading.has_weights(folder):
+        raise ValueError(f"{text} has no weights here: train it first (genzoo train)")
+    return folder
+
+
+# Staging: the folder as it will lie on the Hub
+
+
+def stage(folder: Path, repository: str, target: Path) -> dict[str, str]:
+    """Lays out a checkpoint as it will lie on the Hub.
+
+    The code of a model lies at the root, where transformers looks for it even when the model is in
+    a sub-folder, and beside the weights, where diffusers does.
+
+    Args:
+        folder: The checkpoint.
+        repository: Where it will lie, for its card.
+        target: An empty folder.
+
+    Returns:
+        Folder of each model in it ("" for the root) -> name of the Auto class that loads it.
+
+    Raises:
+        ValueError: If the folder holds no model of the zoo.
+    """
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        is_hidden = any(part.startswith((".", "_")) for part in place.parts)
+        is_ours = place.parts[0] != "run" and (not is_hidden or place.parts[0] == ".eval_results")
+        if is_ours and path.is_file() and any(place.match(name) for name in loading.DATA_FILES):
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / place)
+
+    index_path, models = target / "model_index.json", {}
+    if index_path.is_file():
+        index = loading.read_json(index_path)
+        loading.tasks_of(target)  # dies unless it is a pipeline of the zoo
+        pipeline_class = _last(index["_class_name"])
+        module = importlib.import_module(loading.PIPELINES[pipeline_class][0])
+        _write_code(module, target)
+        index["_class_name"] = [module.__name__.rpartition(".")[2], pipeline_class]
+        for name, value in index.items():
+            if not name.startswith("_") and _last(value) is not None:
+                models[name], index[name] = add_code(target, name)
+        _write_json(index_path, index)
+    else:
+        models[""], _ = add_code(target, "")
+    cards.complete_card(target, repository, models)
+    return models
+
+
+def add_code(target: Path, place: str = "") -> tuple[str, list[str]]:
+    """Puts a model's code where the loaders look, and `auto_map` into its config.json.
+
+    Args:
+        target: The folder that will be the repository.
+        place: The model's folder in it.
+
+    Returns:
+        The name of the Auto class that loads it, and [file, class] for model_index.json.
+    """
+    config = AutoConfig.from_pretrained(target / place, trust_remote_code=False)
+    module = sys.modules[type(config).__module__]
+    class_name = (config.architectures or [""])[0]
+    model_class = getattr(module, class_name, None)
+    if module.__name__.partition(".")[0] != PACKAGE or model_class is None:
+        raise ValueError(f"{place or 'the folder'} holds a {class_name}, no model of {PACKAGE}")
+    stem = module.__name__.rpartition(".")[2]
+    auto_classes = [name for name, found in _auto_classes(type(config)) if found is model_class]
+    auto_map = {name: f"{stem}.{class_name}" for name in auto_classes}
+    values = loading.read_json(target / place / "config.json")
+    values["auto_map"] = {"AutoConfig": f"{stem}.{type(config).__name__}", **auto_map}
+    _write_json(target / place / "config.json", dict(sorted(values.items())))
+    for folder in {target, target / place}:
+        _write_code(module, folder)
+    return auto_classes[0], [stem, class_name]
+
+
+def _auto_classes(config_class: type) -> list[tuple[str, type]]:
+    """The Auto classes that know a config, each with the model class that it would load."""
+    modeling_auto = transformers.models.auto.modeling_auto
+    pairs = []
+    for name in sorted(vars(modeling_auto)):
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if re.fullmatch(r"AutoModel\w*", name) and mapping is not None:
+            pairs.append((name, mapping.get(config_class, None)))
+    return pairs
+
+
+def _write_code(module: ModuleType, folder: Path) -> None:
+    path = Path(inspect.getfile(module))
+    (folder / path.name).write_text(flatten(path), encoding="utf-8")
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _last(value: Any) -> Any:
+    return value[-1] if isinstance(value, list) else value
+
+
+# Flattening: one file for each class
+
+
+@dataclass
+class _Flat:
+    """What has been gathered on the way from a file to all that it imports."""
+
+    files: list[Path] = field(default_factory=list)
+    plain_imports: set[str] = field(default_factory=set)  # import x
+    from_imports: dict[str, set[str]] = field(default_factory=dict)  # from x import these
+    meanings: dict[str, str] = field(default_factory=dict)  # name -> what it stands for
+    docstring: str = ""
+    bodies: list[str] = field(default_factory=list)
+
+
+def flatten(path: Path) -> str:
+    """A file of the zoo as one that stands alone: the zoo's files that it imports, then itself.
+
+    Each is there once, with its comments; the imports of all come first. A header says where the
+    file came from.
+
+    Raises:
+        ValueError: For an import that cannot travel with a checkpoint, or a name with two meanings.
+    """
+    flat = _Flat()
+    _gather(path, flat)
+    package = Path(__file__).parent
+    names = [
+        file.relative_to(package).as_posix() if file.is_relative_to(package) else file.name
+        for file in flat.files
+    ]
+    header = f"# From {PACKAGE} {metadata.version(PACKAGE)}: {names[-1]}"
+    if names[:-1]:
+        header += f", with {' and '.join(names[:-1])} put in"
+    header = (
+        f"{header}.\n# SPDX-License-Identifier: Apache-2.0\n"
+        f"# Where {PACKAGE} is installed, this copy is not used."
     )
-    return "\n".join(
-        [
-            *before,
-            "```bash",
-            training.command,
-            "```",
-            "",
-            f"- data: {training.dataset}, {training.split}",
-            f"- length: {training.num_steps:,} steps, {training.num_images:,} images "
-            f"in batches of {training.batch_size}",
-            f"- seed: {training.seed}",
-            f"- hardware: {training.hardware}, {processes}",
-            f"- time: {_duration(training.seconds)}",
-            f"- versions: {_versions(training.versions)}",
-        ]
+    top = "\n\n".join(part for part in (header, flat.docstring, _import_block(flat)) if part)
+    parts = flat.bodies
+    if len(parts) > 1:
+        parts = [_below(f"# {name}", body) for name, body in zip(names, parts, strict=True)]
+    return _below(top, "\n\n\n".join(parts)) + "\n"
+
+
+def _below(top: str, body: str) -> str:
+    """Two pieces of code as the formatter sets them: two blank lines before a class or function."""
+    gap = "\n\n\n" if re.match(r"class |def |async def |@", body) else "\n\n"
+    return f"{top}{gap}{body}"
+
+
+def _gather(path: Path, flat: _Flat) -> None:
+    source = path.read_text(encoding="utf-8")
+    lines, body, end = source.splitlines(), [], 0
+    flat.files.append(path)  # seen
+    for index, node in enumerate(ast.parse(source).body):
+        # From the end of the statement before, so that comments and decorators come along.
+        text, end = "\n".join(lines[end : node.end_lineno]), node.end_lineno or end
+        where = f"{path.name}:{node.lineno}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            _gather_import(node, path, where, flat)
+        elif index == 0 and isinstance(node, ast.Expr):
+            flat.docstring = flat.docstring or text
+        else:
+            for name in _names(node):
+                _define(name, f"a definition in {path.name}", where, flat)
+            body.append(text)
+    flat.bodies.append("\n".join(body).strip("\n"))
+    flat.files.append(flat.files.pop(flat.files.index(path)))  # after what it needs
+
+
+def _gather_import(node: ast.Import | ast.ImportFrom, path: Path, where: str, flat: _Flat) -> None:
+    statement = ast.unparse(node)
+    if isinstance(node, ast.ImportFrom) and node.level:
+        sibling = path.parents[node.level - 1] / f"{node.module}.py"
+        if not node.module or not sibling.is_file():
+            raise ValueError(f"{where}: {statement!r} does not import from a file")
+        if any(alias.asname or alias.name == "*" for alias in node.names):
+            raise ValueError(f"{where}: {statement!r} renames; the names of the zoo are kept")
+        if sibling not in flat.files:
+            _gather(sibling, flat)
+        return
+    module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+    roots = {(module or alias.name).partition(".")[0] for alias in node.names}
+    if roots & {PACKAGE, "__future__"}:
+        raise ValueError(f"{where}: {statement!r} cannot travel with a checkpoint")
+    for alias in node.names:
+        _define(alias.asname or alias.name, f"{module}.{alias.name}", where, flat)
+        if module:
+            flat.from_imports.setdefault(module, set()).add(ast.unparse(alias))
+        else:
+            flat.plain_imports.add(ast.unparse(alias))
+
+
+def _define(name: str, meaning: str, where: str, flat: _Flat) -> None:
+    known = flat.meanings.setdefault(name, meaning)
+    if known != meaning:
+        raise ValueError(f"{where}: {name!r} already means {known}, and would mean {meaning}")
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """The module-level names that a statement binds."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    return [
+        n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    ]
+
+
+def _import_block(flat: _Flat) -> str:
+    """The imports as ruff and isort write them: the standard library's, a blank line, the rest."""
+    groups: dict[bool, list[str]] = {True: [], False: []}
+    for name in sorted(flat.plain_imports):
+        groups[_is_standard(name)].append(f"import {name}")
+    for module, names in sorted(flat.from_imports.items(), key=lambda item: item[0].lower()):
+        group = groups[_is_standard(module)]
+        # Constants, classes and functions follow each other; what is renamed has its own line.
+        plain = [name for name in names if " as " not in name]
+        plain = sorted(plain, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+        line = f"from {module} import {', '.join(plain)}"
+        if len(line) > 100:
+            inside = "".join(f"    {name},\n" for name in plain)
+            line = f"from {module} import (\n{inside})"
+        group += [line] * bool(plain)
+        group += [f"from {module} import {name}" for name in sorted(names - set(plain))]
+    return "\n\n".join("\n".join(group) for group in groups.values() if group)
+
+
+def _is_standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+# Trying: what a stranger will see
+
+
+def run_everything(
+    folder: str, models: dict[str, str], load_pipeline: Callable[..., Any] | None = None
+) -> dict[str, Tensor]:
+    """Loads all that a checkpoint folder holds, runs it once, and returns what came out.
+
+    This function is also run in a process that has no genzoo, from its source: it uses nothing but
+    what it imports itself and the types of its signature.
+
+    Args:
+        folder: As it will lie on the Hub.
+        models: Folder of each model in it -> name of the Auto class that loads it.
+        load_pipeline: Loads the folder's pipeline, if it has one; diffusers, with the folder's
+            code, unless given.
+    """
+    import os
+
+    import torch
+    import transformers
+
+    outputs = {}
+    for place, auto_class in models.items():
+        model = getattr(transformers, auto_class).from_pretrained(
+            folder, subfolder=place, trust_remote_code=True
+        )
+        with torch.no_grad():
+            result = model.eval()(**model.dummy_inputs)
+        for name, value in result.items():
+            if isinstance(value, torch.Tensor):
+                outputs[f"{place}.{name}"] = value.contiguous()
+    if os.path.isfile(os.path.join(folder, "model_index.json")):
+        if load_pipeline is None:
+            from diffusers import DiffusionPipeline
+
+            load_pipeline = DiffusionPipeline.from_pretrained
+        pipe = load_pipeline(folder, trust_remote_code=True)
+        pipe.set_progress_bar_config(disable=True)
+        images = pipe(generator=torch.Generator().manual_seed(0), output_type="pt").images
+        outputs["images"] = images.contiguous()
+    return outputs
+
+
+_STRANGER = """
+import sys
+sys.modules[{package!r}] = None  # importing it fails
+from collections.abc import Callable
+from typing import Any
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+{source}
+torch.set_num_threads({num_threads})
+save_file(run_everything(".", {models!r}), sys.argv[1])
+"""
+
+
+def check_as_a_stranger(folder: Path, models: dict[str, str]) -> None:
+    """Loads a staged checkpoint where genzoo cannot be imported, and compares what it puts out.
+
+    Raises:
+        ValueError: If it cannot be loaded there, or puts out something else than here.
+    """
+    # Loaded here, too, from the same files: two copies of a weight may differ in alignment, and
+    # with it the last bit of a product.
+    expected = run_everything(
+        str(folder), models, lambda folder, **_: loading.pipeline(model=folder)
     )
-
-
-def _model_index_entry(row: _Measurement, task: str) -> EvalResult:
-    conditions = {
-        "std": None if row.std is None else float(_rounded(row.std, row.std)),
-        "num_real": row.num_real,
-        "num_generated": row.num_generated,
-        "feature_network": row.feature_network,
-        "feature_network_sha256": row.feature_network_sha256,
-        "truncation": row.truncation,
-        "seed": row.seed,
-    }
-    return EvalResult(
-        task_type=task,
-        dataset_type=row.dataset,
-        dataset_name=row.dataset.split("/")[-1],
-        dataset_split=row.split,
-        metric_type=row.metric,
-        metric_name=METRICS.get(row.metric, (_readable(row.metric),))[0],
-        metric_value=float(_rounded(row.value, row.std)),
-        metric_args={key: value for key, value in conditions.items() if value is not None},
+    code = _STRANGER.format(
+        package=PACKAGE,
+        source=inspect.getsource(run_everything),
+        num_threads=torch.get_num_threads(),
+        models=models,
     )
+    with tempfile.TemporaryDirectory(prefix="genzoo-stranger-") as home:
+        outputs = Path(home, "outputs.safetensors")
+        process = subprocess.run(
+            [sys.executable, "-c", code, str(outputs)],
+            env=os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        if process.returncode:
+            *_, reason = process.stderr.strip().splitlines() or ["it says nothing"]
+            raise ValueError(f"without {PACKAGE}, the checkpoint cannot be loaded: {reason}")
+        found = load_file(outputs)
+    if found.keys() != expected.keys():
+        raise ValueError(
+            f"without {PACKAGE}, the checkpoint puts out {sorted(found)}, here {sorted(expected)}"
+        )
+    for name, value in expected.items():
+        if not torch.equal(found[name], value):
+            raise ValueError(f"without {PACKAGE}, {name} comes out different from here")
 
 
-def _eval_result_entry(row: _Measurement) -> EvalResultEntry:
-    notes = [f"{row.split} split"]
-    if row.num_real is not None:
-        notes.append(f"{row.num_real} real images")
-    if row.num_generated is not None:
-        notes.append(f"{row.num_generated} generated images")
-    if row.feature_network is not None:
-        notes.append(f"feature network {_judge(row)}")
-    if row.std is not None:
-        notes.append(f"standard deviation {_rounded(row.std, row.std)}")
-    notes.append("truncation off" if row.truncation is None else f"truncation {row.truncation:g}")
-    notes.append(f"seed {row.seed}")
-    return EvalResultEntry(
-        dataset_id=row.dataset,
-        task_id=row.metric,
-        value=float(_rounded(row.value, row.std)),
-        notes=", ".join(notes),
+# Pushing
+
+
+def _check_owner(repository: str, user: dict[str, Any]) -> None:
+    owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
+    owner = repository.partition("/")[0]
+    if owner not in owners:
+        raise OSError(
+            f"{repository} could not be published: the token is that of {user['name']}, who may "
+            f"publish under {' and '.join(owners)}"
+        )
+
+
+def _push(
+    repository: str, files: dict[str, Path], private: bool, revision: str | None, api: HfApi
+) -> tuple[str, bool]:
+    """Makes a repository hold these files and no others, in one commit or none."""
+    with sentences(repository, "published"):
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        info, there = _look(repository, revision, api)
+    if private and not info.private:
+        raise ValueError(f"{repository} is already there, and everybody can see it")
+    if there and PACKAGE not in (info.tags or []):
+        raise ValueError(
+            f"{repository} holds something else ({', '.join(sorted(there)[:3])}), which would be "
+            "lost: publish under another name"
+        )
+
+    parent = info.sha  # whoever comes second is refused, so nothing gets mixed
+    with sentences(repository, "published"):
+        for attempt in range(ATTEMPTS):
+            changes: list[Any] = [
+                CommitOperationAdd(name, path)
+                for name, path in files.items()
+                if name not in there or not _is_same(path, there[name])
+            ]
+            changes += [CommitOperationDelete(name) for name in there if name not in files]
+            if not changes:  # from the start, or because only the answer to a commit was lost
+                return f"{api.endpoint}/{repository}/commit/{info.sha}", info.sha != parent
+            try:
+                message = f"Publish with {PACKAGE} {metadata.version(PACKAGE)}"
+                commit = api.create_commit(
+                    repository,
+                    changes,
+                    commit_message=message,
+                    revision=revision,
+                    parent_commit=parent,
+                )
+                return commit.commit_url, True
+            except Exception as error:
+                if attempt + 1 == ATTEMPTS or not may_pass(error):
+                    raise
+                time.sleep(2**attempt)
+                info, there = _look(repository, revision, api)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _look(repository: str, revision: str | None, api: HfApi) -> tuple[Any, dict[str, RepoFile]]:
+    """What the Hub says of a repository, and its files but for the one that is the Hub's own."""
+    info = api.repo_info(repository, revision=revision)
+    listing = api.list_repo_tree(repository, recursive=True, revision=info.sha)
+    there = {entry.path: entry for entry in listing if isinstance(entry, RepoFile)}
+    there.pop(".gitattributes", None)
+    return info, there
+
+
+def _is_same(path: Path, entry: RepoFile) -> bool:
+    if entry.lfs is not None:
+        return sha256(path) == entry.lfs.sha256
+    return git_hash(path.read_bytes()) == entry.blob_id
+
+
+def _update_collection(
+    owner: str, publications: list[Publication], private: bool, api: HfApi
+) -> None:
+    """Makes the owner's collection list the published checkpoints, each with its row as a note."""
+    collection = api.create_collection(
+        PACKAGE,
+        namespace=owner,
+        description="A zoo of generative and embedding models; each with its measured result.",
+        private=private,
+        exists_ok=True,
     )
+    items = {item.item_id: item for item in api.get_collection(collection.slug).items}
+    for publication in publications:
+        note = _note(publication)
+        item = items.get(publication.repository)
+        if item is None:
+            api.add_collection_item(collection.slug, publication.repository, "model", note=note)
+        elif item.note != note:
+            api.update_collection_item(collection.slug, item.item_object_id, note=note)
 
 
-def _judge(row: _Measurement) -> str:
-    if row.feature_network is None:
-        return "-"
-    return f"{row.feature_network} ({(row.feature_network_sha256 or 'no sha256')[:12]})"
-
-
-def _readable(metric: str) -> str:
-    return metric.replace("_", " ").capitalize()
-
-
-def _rounded(value: float, std: float | None) -> str:
-    """To the second digit of the standard deviation; to four digits where none is known."""
-    scale, digits = (std, 2) if std else (value, 4)
-    decimals = digits - 1 - math.floor(math.log10(abs(scale))) if scale else 0
-    return f"{value:.{max(decimals, 0)}f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{package} {version}" for package, version in versions.items())
+def _note(publication: Publication) -> str:
+    """A checkpoint's row of the zoo's table, as text."""
+    folder = loading.card_folders()[publication.repository.rpartition("/")[2]]
+    config = next(
+        AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
+        for path in [folder / "config.json", *sorted(folder.glob("*/config.json"))]
+        if path.is_file()
+    )
+    task, num_parameters = loading.describe(config)
+    parts = [type(config).__name__.removesuffix("Config"), task, f"{num_parameters:,} parameters"]
+    return ", ".join([*parts, *filter(None, [cards.headline(folder)])])

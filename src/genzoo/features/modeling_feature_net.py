@@ -131,6 +131,13 @@ class FeatureNetForImageClassification(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "pixel_values"
 
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """Four inputs of this network, the same ones on every call: what it is tried with."""
+        size = (self.config.num_channels, self.config.image_size, self.config.image_size)
+        source = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(4, *size, generator=source).clamp(-1, 1)}
+
     def __init__(self, config: FeatureNetConfig):
         super().__init__(config)
         sizes = config.hidden_sizes

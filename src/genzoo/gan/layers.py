@@ -116,6 +116,17 @@ class GANPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     _supports_sdpa = False
 
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """Four inputs of this network, the same ones on every call: what it is tried with."""
+        config, source = self.config, torch.Generator().manual_seed(0)
+        image = (config.num_channels, config.image_size, config.image_size)
+        shape = (config.latent_dim,) if self.main_input_name == "latents" else image
+        inputs = {self.main_input_name: torch.randn(4, *shape, generator=source).clamp(-1, 1)}
+        if config.num_classes:
+            inputs["class_labels"] = torch.arange(4) % config.num_classes
+        return inputs
+
     def check_latents(self, latents: Tensor, class_labels: Tensor | None) -> None:
         """Dies unless `latents` is (B, Z) and the labels fit the model, one for each latent."""
         if latents.dim() != 2 or latents.shape[1] != self.config.latent_dim:
