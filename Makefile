@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow test-oldest check bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/genzoo demo
@@ -16,6 +16,10 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m ""
 
+# At the lower ends of the ranges that pyproject.toml declares.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest
+
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -24,15 +28,17 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pytest -m "" -s tests/benchmarks/bench_*.py
 
 clean:
-	rm -rf .venv dist build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest dist build .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch comes first and alone, so that the version which constraints.txt names is in place before anything that depends
-# on it is looked at.
-$(INSTALLED): pyproject.toml constraints.txt
+# torch comes first and alone, so that the version which the constraints name is in place before anything that depends on it
+# is looked at.
+.venv/.installed: constraints.txt
+.venv-oldest/.installed: constraints-oldest.txt
+%/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "genzoo needs Python 3.11 or newer and $(PYTHON) is not: name one, as in make PYTHON=python3.13" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@$*/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet -c $(filter constraints%,$^) torch
+	$*/bin/python -m pip install --quiet -c $(filter constraints%,$^) -e ".[dev]"
 	@touch $@

@@ -20,6 +20,8 @@ PACKAGE = REPOSITORY / "src" / "genzoo"
 SOURCES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"evaluation"}
 
+DOORS = "loading|cards|hub"
+
 # Distribution name -> module name, where they differ.
 MODULE_OF = {"pillow": "PIL", "scikit-learn": "sklearn", "torch-fidelity": "torch_fidelity"}
 
@@ -78,7 +80,7 @@ def allowed_modules(file: str) -> str:
         "room": rf"{room}(\..+)?",
         # data.py draws its orders from runtime.py's seeded generators.
         "base": {"data.py": r"genzoo\.runtime", "runtime.py": "nothing"}.get(file, rf"{room}\..+"),
-        "door": rf"{any_room}|genzoo(\.(data|runtime|downloads|loading|cards|hub|evaluation(\..+)?))?",
+        "door": rf"{any_room}|genzoo(\.({DOORS}|data|runtime|downloads|evaluation(\..+)?))?",
         "package": r"genzoo\..+",
     }[kind_of(file)]
 
@@ -92,6 +94,18 @@ def declared_packages() -> set[str]:
     ]
     names = [re.match(r"[\w-]+", requirement)[0].lower() for requirement in requirements]
     return {MODULE_OF.get(name, name) for name in names}
+
+
+def test_the_oldest_versions_are_the_declared_ones():
+    """What `make test-oldest` installs is where the ranges of pyproject.toml begin."""
+    lines = (REPOSITORY / "constraints-oldest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in [*project["dependencies"], *extras["dev"], *extras["test"]]:
+        name, *versions = re.split(r">=|,<", requirement)
+        if versions and name != "torch":  # of which this version's CPU build is at hand
+            assert pins[name].removesuffix(".0") == versions[0].removesuffix(".0"), name
 
 
 def imports(file: str, source: str) -> Iterator[tuple[str, str]]:
@@ -202,7 +216,8 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     added = json.loads(done.stdout.splitlines()[-1])
     assert "genzoo.gan.modeling_selfmod_gan" in added
     heavy = r"(diffusers|accelerate|datasets|torchmetrics|sklearn|tensorboard)(\..*)?"
-    ours = r"genzoo\.(data|runtime|hub|cards|pipelines|evaluation.*|.+\.(training|evaluation|recipes|pipeline_\w+))"
+    ours = rf"genzoo\.({DOORS}|data|runtime|pipelines|downloads|evaluation.*)"
+    ours += r"|genzoo\..+\.(training|evaluation|recipes|pipeline_\w+)"
     assert [name for name in added if re.fullmatch(f"{heavy}|{ours}", name)] == []
 
 

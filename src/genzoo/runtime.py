@@ -185,14 +185,14 @@ class Run:
                 raise FileExistsError(
                     f"{output_dir} holds a run already: resume it, or choose another folder"
                 )
-            there = json.loads(path.read_text())
-            different = [key for key in identity | there if identity.get(key) != there.get(key)]
-            if different:
-                changes = ", ".join(
-                    f"{key}: {there.get(key)!r} there, {identity.get(key)!r} here"
-                    for key in different
-                )
-                raise OtherRunError(f"{output_dir} holds another run ({changes})")
+            here, there = _with_dots(identity), _with_dots(json.loads(path.read_text()))
+            changes = [
+                f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
+                for key in here | there
+                if here.get(key) != there.get(key)
+            ]
+            if changes:
+                raise OtherRunError(f"{output_dir} holds another run: {', '.join(changes)}")
         elif any(
             (Path(output_dir) / name).exists() for name in ("model_index.json", "config.json")
         ):
@@ -247,6 +247,15 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.folder / "checkpoints").glob("step-*.pt"))
+
+
+def _with_dots(values: dict, prefix: str = "") -> dict:
+    """A tree of dicts as one dict, whose keys are those that `--set` takes."""
+    flat = {}
+    for key, value in values.items():
+        inner = _with_dots(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{key}": value} if inner is None else inner
+    return flat
 
 
 def write_atomically(path: Path, content: bytes) -> None:
