@@ -40,14 +40,14 @@ def kind_of(file: str) -> str:
     if stem in ("layers", "losses", "training", "recipes", *rows):
         return rows.get(stem, stem)
     prefix = stem.split("_")[0]
-    return prefix if prefix in ("modeling", "scheduling", "pipeline") else "room"
+    return prefix if prefix in ("modeling", "image", "scheduling", "pipeline") else "room"
 
 
 SHIPPED = [
     file
     for file in SOURCES
     # Layers and what all rooms share are put into the others.
-    if kind_of(file) in ("layers", "modeling", "scheduling", "pipeline", "shared")
+    if kind_of(file) in ("layers", "modeling", "image", "scheduling", "pipeline", "shared")
 ]
 
 # What travels with a checkpoint may ask for nothing that its user does not have; the rest may use
@@ -56,6 +56,7 @@ SHIPPED_PACKAGES = {"torch", "transformers", "huggingface_hub"}
 PACKAGES = {
     "layers": SHIPPED_PACKAGES,
     "modeling": SHIPPED_PACKAGES | {"diffusers"},
+    "image": SHIPPED_PACKAGES | {"numpy", "PIL"},  # image_processing_*.py
     "scheduling": SHIPPED_PACKAGES | {"diffusers"},
     # Pillow comes with diffusers, safetensors with transformers: nobody has to install them.
     "pipeline": SHIPPED_PACKAGES | {"diffusers", "PIL", "safetensors"},
@@ -71,6 +72,7 @@ def allowed_modules(file: str) -> str:
     return {
         "layers": "nothing",
         "modeling": rf"{room}\.layers",
+        "image": "nothing",
         "scheduling": rf"{room}\.layers",
         "pipeline": rf"{room}\.(layers|modeling_\w+)|genzoo\.pipelines",
         "shared": {"pipelines.py": r"genzoo\.downloads"}.get(file, "nothing"),

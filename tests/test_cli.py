@@ -140,7 +140,7 @@ def test_wrong_input_gets_one_line(refused, words, sentence):
         ("sample gan --classes 10", "there is no class 10"),
         ("sample gan --truncation 0", "truncation must be positive"),
         ("sample gan --out grid.nothing", "unknown file extension"),
-        ("sample judge", "judge holds no pipeline of genzoo"),
+        ("sample judge", "judge makes no images; its task is image-classification"),
         ("evaluate gan --features nothing", "there is no checkpoint 'nothing'"),
         (
             "evaluate judge --truncation 1",

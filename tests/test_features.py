@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,16 @@ from huggingface_hub.errors import (
     StrictDataclassClassValidationError,
     StrictDataclassFieldValidationError,
 )
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+import genzoo
 from common import ModelTests
-from genzoo.data import ImageDataset
+from genzoo.data import ImageDataset, load_images
 from genzoo.features import FeatureNetConfig, FeatureNetForImageClassification, recipes, training
 from genzoo.features.evaluation import evaluate_feature_net
+from genzoo.features.image_processing_feature_net import FeatureNetImageProcessor
 from genzoo.features.modeling_feature_net import FeatureNetBlock
 from genzoo.features.training import FeatureNetRecipe, export, shift, train_feature_net
 
@@ -68,6 +72,52 @@ class TestFeatureNet(ModelTests):
     output = "logits"
     output_shape = (4,)
     num_parameters = 1133
+
+
+# From pictures to inputs
+
+
+def pictures() -> list[Image.Image]:
+    source = np.random.default_rng(0)
+    pixels = source.integers(0, 256, (23, 31, 4), dtype=np.uint8)
+    deep = Image.fromarray(source.integers(0, 2**16, (20, 20), dtype=np.uint16))
+    return [*(Image.fromarray(pixels).convert(mode) for mode in ("RGBA", "RGB", "L", "P")), deep]
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_pictures_are_cut_and_scaled_as_for_training(tmp_path, num_channels):
+    for index, picture in enumerate(pictures()):
+        picture.save(tmp_path / f"{index}.png")
+    loaded = load_images(tmp_path, image_size=9, num_channels=num_channels)
+    processor = FeatureNetImageProcessor(image_size=9, num_channels=num_channels)
+    opened = [Image.open(tmp_path / f"{index}.png") for index in range(len(loaded.images))]
+    inputs = processor(opened, return_tensors="pt").pixel_values
+    expected = loaded.images / 127.5 - 1
+    torch.testing.assert_close(inputs, expected, rtol=0, atol=1e-6)
+
+
+def test_arrays_are_pictures():
+    processor = FeatureNetImageProcessor(image_size=9, num_channels=1)
+    picture = pictures()[1]
+    expected = processor(picture, return_tensors="pt").pixel_values
+    array = np.asarray(picture)
+    for same in (array, array.transpose(2, 0, 1), torch.tensor(array)):
+        assert torch.equal(processor(same, return_tensors="pt").pixel_values, expected)
+    grey = np.asarray(picture.convert("L"))[:, :, None]
+    assert torch.equal(processor(grey, return_tensors="pt").pixel_values, expected)
+
+
+def test_a_picture_is_classified(tmp_path):
+    """By the one door, which knows the task, and by transformers' own."""
+    test = load_images("sklearn/digits", split="test", image_size=28, num_channels=1)
+    digits = [Image.fromarray(image[0].numpy()) for image in test.images[:20]]
+    classify = genzoo.pipeline(model="feature-net-digits")
+    found = [int(rows[0]["label"]) for rows in classify(digits, top_k=1)]
+    assert sum(a == b for a, b in zip(found, test.labels[:20].tolist(), strict=True)) >= 19
+    processor = AutoImageProcessor.from_pretrained(genzoo.locate("feature-net-digits"))
+    assert type(processor) is FeatureNetImageProcessor
+    processor.save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
 
 
 # Closed forms

@@ -221,6 +221,8 @@ def train_command(options: argparse.Namespace) -> None:
 def sample_command(options: argparse.Namespace) -> None:
     """Writes one picture of many images, with a row for each class of a labelled model."""
     pipe = loading.pipeline(model=options.model, device=fastest_device())
+    if not hasattr(pipe, "grid"):
+        raise ValueError(f"{options.model} makes no images; its task is {pipe.task}")
     labels = None
     if options.classes is not None:
         names = pipe.gan.config.id2label.values()

@@ -30,11 +30,13 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from . import cards, loading
 from .downloads import ATTEMPTS, git_hash, may_pass, sentences, sha256
 
 PACKAGE = "genzoo"
+PROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def publish(
         OSError: If the Hub cannot be reached or refuses. The repository is then as it was.
     """
     folder = _checkpoint(name_or_folder)
-    repository = to if "/" in to else f"{to}/{folder.resolve().name}"
+    repository = to if "/" in to else f"{to}/{Path(os.path.abspath(folder)).name}"
     api = HfApi(token=token)
     with sentences(repository, "published"):
         validate_repo_id(repository)
@@ -126,6 +128,8 @@ def publish_all(
         ValueError: As `publish`; what was published before stays.
         OSError: As `publish`.
     """
+    if "/" in to:
+        raise ValueError(f"{to} is one repository; to publish all, name an owner")
     names = [name for name, card in loading.card_folders().items() if loading.has_weights(card)]
     done = [
         publish(name, to, private=private, dry_run=dry_run, token=token) for name in sorted(names)
@@ -180,12 +184,15 @@ def stage(folder: Path, repository: str, target: Path) -> dict[str, str]:
     if index_path.is_file():
         index = loading.read_json(index_path)
         loading.tasks_of(target)  # dies unless it is a pipeline of the zoo
-        pipeline_class = _last(index["_class_name"])
+        pipeline_class = index["_class_name"]
+        if isinstance(pipeline_class, list):
+            pipeline_class = pipeline_class[-1]
         module = importlib.import_module(loading.PIPELINES[pipeline_class][0])
         _write_code(module, target)
         index["_class_name"] = [module.__name__.rpartition(".")[2], pipeline_class]
         for name, value in index.items():
-            if not name.startswith("_") and _last(value) is not None:
+            is_component = isinstance(value, list) and not name.startswith("_")
+            if is_component and value[-1] is not None:
                 models[name], index[name] = add_code(target, name)
         _write_json(index_path, index)
     else:
@@ -216,8 +223,17 @@ def add_code(target: Path, place: str = "") -> tuple[str, list[str]]:
     values = loading.read_json(target / place / "config.json")
     values["auto_map"] = {"AutoConfig": f"{stem}.{type(config).__name__}", **auto_map}
     _write_json(target / place / "config.json", dict(sorted(values.items())))
+    modules = [module]
+    if (target / place / PROCESSOR).is_file():
+        processor = next(iter(IMAGE_PROCESSOR_MAPPING[type(config)].values()))
+        modules.append(sys.modules[processor.__module__])
+        values = loading.read_json(target / place / PROCESSOR)
+        name = f"{processor.__module__.rpartition('.')[2]}.{processor.__name__}"
+        values["auto_map"] = {"AutoImageProcessor": name}
+        _write_json(target / place / PROCESSOR, dict(sorted(values.items())))
     for folder in {target, target / place}:
-        _write_code(module, folder)
+        for each in modules:
+            _write_code(each, folder)
     return auto_classes[0], [stem, class_name]
 
 
@@ -239,10 +255,6 @@ def _write_code(module: ModuleType, folder: Path) -> None:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _last(value: Any) -> Any:
-    return value[-1] if isinstance(value, list) else value
 
 
 # Flattening: one file for each class
@@ -409,6 +421,13 @@ def run_everything(
         for name, value in result.items():
             if isinstance(value, torch.Tensor):
                 outputs[f"{place}.{name}"] = value.contiguous()
+        if os.path.isfile(os.path.join(folder, place, "preprocessor_config.json")):
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                folder, subfolder=place, trust_remote_code=True
+            )
+            picture = (torch.arange(40 * 50 * 3) % 251).byte().view(40, 50, 3).numpy()
+            inputs = processor(picture, return_tensors="pt")
+            outputs |= {f"{place}.{name}": inputs[name].contiguous() for name in inputs}
     if os.path.isfile(os.path.join(folder, "model_index.json")):
         if load_pipeline is None:
             from diffusers import DiffusionPipeline
@@ -454,9 +473,10 @@ def check_as_a_stranger(folder: Path, models: dict[str, str]) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="genzoo-stranger-") as home:
         outputs = Path(home, "outputs.safetensors")
+        empty = {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules", "PYTHONPATH": ""}
         process = subprocess.run(
             [sys.executable, "-c", code, str(outputs)],
-            env=os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+            env=os.environ | empty | {"HF_HUB_OFFLINE": "1"},
             cwd=folder,
             capture_output=True,
             text=True,

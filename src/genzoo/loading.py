@@ -231,9 +231,10 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
     | unconditional-image-generation | GANPipeline | dcgan-fashion-mnist |
     | any task of transformers | transformers.pipeline, genzoo's models registered | transformers' |
 
-    Without a task, the checkpoint tells it: a model_index.json names its pipeline; a Hub id without
-    one goes to transformers, which reads the task from the model's page. A labelled model also does
-    unconditional-image-generation, in classes drawn at random.
+    Without a task, the checkpoint tells it: a model_index.json names its pipeline, a results.json
+    the task of transformers; a Hub id without a pipeline goes to transformers, which reads the task
+    from its page. A labelled model also does unconditional-image-generation, in classes drawn at
+    random.
 
     Args:
         task: One of the tasks above.
@@ -280,9 +281,12 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
                     f"{model} cannot do {task}: it is a model without a pipeline of genzoo"
                 )
             if task is None and hub_id is None:
-                raise ValueError(
-                    f"{model} holds no pipeline of genzoo; to give it to transformers, pass a task"
-                )
+                results = folder / "results.json"
+                task = read_json(results).get("task") if results.is_file() else None
+                if task is None:
+                    raise ValueError(
+                        f"{model} does not say what it does: pass a task of transformers"
+                    )
             model = os.fspath(model)
     elif task in TASKS:
         raise ValueError(

@@ -24,6 +24,7 @@ from ..runtime import (
     update_results,
     versions,
 )
+from .image_processing_feature_net import FeatureNetImageProcessor
 from .modeling_feature_net import FeatureNetConfig, FeatureNetForImageClassification
 
 logger = logging.get_logger(__name__)
@@ -317,6 +318,10 @@ def export(model: FeatureNetForImageClassification, run_folder: Path, output_dir
     partial = run_folder / "export"
     shutil.rmtree(partial, ignore_errors=True)
     model.eval().save_pretrained(partial, state_dict=half_precision(model))
-    for name in ("model.safetensors", "config.json"):
+    config = model.config
+    FeatureNetImageProcessor(
+        image_size=config.image_size, num_channels=config.num_channels
+    ).save_pretrained(partial)
+    for name in ("model.safetensors", "preprocessor_config.json", "config.json"):
         move_atomically(partial / name, output_dir / name)
     partial.rmdir()
