@@ -4,6 +4,7 @@ What a user does is done here in a process of its own with an empty cache. One s
 room is in the default run; the faults, of the network, of the Hub and of people, are slow.
 """
 
+import hashlib
 import inspect
 import json
 import os
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 import genzoo
-from genzoo import GANPipeline, hub, loading
+from genzoo import GANPipeline, downloads, hub, loading
 from genzoo.gan import modeling_selfmod_gan
 from hub_server import Hub
 
@@ -38,6 +39,13 @@ TOKENS = {"your-name": "hf_yours", "bob": "hf_bobs"}
 def server() -> Iterator[Hub]:
     with Hub(users=TOKENS) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_fault_outlives_its_test(request) -> Iterator[None]:
+    yield
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server").clear_faults()
 
 
 # A process of a user: what it runs, and what comes back.
@@ -221,7 +229,7 @@ def published(server: Hub, repository: str) -> dict[str, bytes]:
     return contents
 
 
-def test_a_gan_goes_out_and_comes_back(server, new_client, tmp_path):
+def test_a_gan_goes_out_and_comes_back(server, new_client):
     """Published as by the README, pulled by someone with genzoo and by someone without."""
     me = new_client("your-name")
     folder = me.folder / "my_digits"
@@ -247,8 +255,9 @@ def test_a_gan_goes_out_and_comes_back(server, new_client, tmp_path):
     ]
 
     card = ModelCard(files["README.md"].decode())
-    (code, alone) = blocks(card.text.partition("## Without genzoo")[2], "python")
-    assert "your-name/my_digits" in code and 'subfolder="discriminator"' in alone
+    with_genzoo, without, alone = blocks(card.text.partition("## From the Hub")[2], "python")[:3]
+    assert all("your-name/my_digits" in code for code in (with_genzoo, without, alone))
+    assert 'subfolder="discriminator"' in alone
 
 
 def test_a_feature_network_goes_out_and_comes_back(server, new_client):
@@ -279,7 +288,7 @@ def test_a_feature_network_goes_out_and_comes_back(server, new_client):
     assert all(kind.startswith("transformers_modules.") for kind in kinds)
 
     card = ModelCard(published(server, done["repository"])["README.md"].decode())
-    (code, *_) = blocks(card.text.partition("## Without genzoo")[2], "python")
+    _, code, *_ = blocks(card.text.partition("## From the Hub")[2], "python")
     assert f'AutoModelForImageClassification.from_pretrained("{done["repository"]}"' in code
 
 
@@ -414,33 +423,57 @@ def test_cards_of_the_zoo_point_to_the_owner(tmp_path):
 
 
 @pytest.mark.parametrize("has_results", [True, False])
-def test_a_checkpoint_without_a_card_gets_one(tmp_path, has_results):
+@pytest.mark.parametrize(
+    "own_card",
+    [
+        None,
+        "# My digits\n\nBy hand.\n",
+        "---\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\n"
+        "tags: [mine]\n---\n# My digits\n\nBy hand.\n",
+    ],
+)
+def test_a_card_is_completed(tmp_path, has_results, own_card):
     folder = tmp_path / "my_digits"
     shutil.copytree(DIGITS, folder)
     (folder / "README.md").unlink()
+    if own_card is not None:
+        (folder / "README.md").write_text(own_card)
     if not has_results:
         (folder / "results.json").unlink()
     (tmp_path / "staged").mkdir()
     hub.stage(folder, "owner/my_digits", tmp_path / "staged")
     card = ModelCard.load(tmp_path / "staged" / "README.md")
-    assert card.data.tags == ["genzoo"]
+    assert card.data.tags[-1] == "genzoo"
+    assert ("By hand." in card.text) == (own_card is not None)
     assert card.data.library_name == "diffusers"
     if has_results:
         assert card.data.pipeline_tag == "unconditional-image-generation"
+        assert card.data.datasets is None, "scikit-learn's digits are not on the Hub"
         assert "| Class accuracy" in card.text and "genzoo train selfmod-gan-digits" in card.text
     else:
         assert card.text.count("There is no record of the training.") == 2
     assert 'DiffusionPipeline.from_pretrained("owner/my_digits"' in card.text
-    assert not (folder / "README.md").exists(), "the user's folder is left alone"
+    found = (folder / "README.md").read_text() if (folder / "README.md").exists() else None
+    assert found == own_card, "the user's folder is left alone"
 
 
-def test_what_cannot_be_published(tmp_path, monkeypatch):
+def test_a_folder_here_comes_before_a_name_of_the_zoo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub._checkpoint("selfmod-gan-digits") == DIGITS
+    shutil.copytree(DIGITS, tmp_path / "selfmod-gan-digits")
+    assert hub._checkpoint("selfmod-gan-digits") == Path("selfmod-gan-digits")
+    assert loading.find_checkpoint("selfmod-gan-digits") == Path("selfmod-gan-digits")
+
+
+def test_what_cannot_be_published(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint 'selfmod-gan-digit'; did you mean selfmod"):
         hub.publish("selfmod-gan-digit", "owner")
     with pytest.raises(ValueError, match="selfmod-gan-cifar10 has no weights here: train it first"):
         hub.publish("selfmod-gan-cifar10", "owner")
     with pytest.raises(ValueError, match="neither a folder here nor a Hub id"):
         hub.publish("selfmod-gan-digits", "no owner at all", dry_run=True)
+    with pytest.raises(ValueError, match="to publish all, name an owner"):
+        hub.publish_all("owner/name")
     folder = tmp_path / "bert"
     BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1,
                          intermediate_size=8, vocab_size=9)).save_pretrained(folder)  # fmt: skip
@@ -448,7 +481,53 @@ def test_what_cannot_be_published(tmp_path, monkeypatch):
         hub.publish(folder, "owner", dry_run=True)
 
 
-def test_nothing_goes_out_that_a_stranger_cannot_load(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda state: state.pop("classifier.bias"), "do not fit the model: classifier.bias"),
+        (lambda state: state.update(x=torch.zeros(1)), "do not fit the model: x"),
+        (lambda state: state.update({"norm.bias": torch.zeros(3)}), "cannot be loaded: "),
+    ],
+)
+def test_weights_that_do_not_fit_are_not_published(tmp_path, damage, sentence):
+    folder = tmp_path / "judge"
+    shutil.copytree(REPOSITORY / "model_cards" / "feature-net-digits", folder)
+    state = load_file(folder / "model.safetensors")
+    damage(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=sentence):
+        hub.publish(folder, "owner", dry_run=True)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"it has no config\.json"):
+        hub.publish(folder, "owner", dry_run=True)
+
+
+def test_checksums_of_the_cache(tmp_path):
+    """In its three layouts: small file, large file, and large file in the store that Xet shares."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c", tmp_path / "models--a--b/blobs"
+    for folder in (snapshot, blobs, tmp_path / "blobs" / "ab"):
+        folder.mkdir(parents=True)
+    small, large = b"{}", b"weights"
+    (blobs / downloads.git_hash(small)).write_bytes(small)
+    sha256 = hashlib.sha256(large).hexdigest()
+    shared = tmp_path / "blobs" / "ab" / ("ab" * 32)
+    shared.write_bytes(large)
+    (blobs / sha256).symlink_to("../../blobs/ab/" + shared.name)
+    (snapshot / "config.json").symlink_to(f"../../blobs/{downloads.git_hash(small)}")
+    (snapshot / "model.safetensors").symlink_to(f"../../blobs/{sha256}")
+    downloads.drop_damaged(snapshot)
+    assert (snapshot / "model.safetensors").read_bytes() == large
+
+    for file in (shared, blobs / downloads.git_hash(small)):
+        content = file.read_bytes()
+        file.write_bytes(bytes(len(content)))
+        with pytest.raises(downloads.DamagedFileError, match="arrived damaged"):
+            downloads.drop_damaged(snapshot)
+        assert not file.exists()
+    assert list(snapshot.iterdir()) == []
+
+
+def test_nothing_goes_out_that_a_stranger_cannot_load(monkeypatch):
     """A file that needs genzoo, and one that computes something else."""
     flatten = hub.flatten
     monkeypatch.setattr(hub, "flatten", lambda path: flatten(path) + "\nimport genzoo.gan\n")
@@ -459,7 +538,9 @@ def test_nothing_goes_out_that_a_stranger_cannot_load(tmp_path, monkeypatch):
     monkeypatch.setattr(
         hub, "flatten", lambda path: flatten(path).replace("mean(dim=(2, 3))", "amax(dim=(2, 3))")
     )
-    with pytest.raises(ValueError, match=r"without genzoo, \.logits comes out different from here"):
+    with pytest.raises(
+        ValueError, match=r"without genzoo, \.\.logits comes out different from here"
+    ):
         hub.publish("feature-net-digits", "owner", dry_run=True)
 
 
@@ -554,7 +635,7 @@ def test_what_the_checkpoint_no_longer_has_is_deleted(server, new_client):
 
 
 @pytest.mark.slow
-def test_two_publishers_at_once(server, new_client, tmp_path):
+def test_two_publishers_at_once(server, new_client):
     """They meet at the commit. One wins, and the repository holds what is the winner's."""
     clients = [new_client("your-name") for _ in range(2)]
     for client, name in zip(clients, ("selfmod-gan-digits", "dcgan-fashion-mnist"), strict=True):
@@ -602,29 +683,45 @@ def test_publishing_over_a_bad_line(server, new_client, request, kind, match, op
     assert result["is_new"]
     assert {*published(server, repository)} == {*result["files"], ".gitattributes"}
     made = [entry for entry in server.log(f"POST .*{repository}/commit") if entry["status"] == 200]
-    assert len(made) <= 1
+    assert len(made) == (options != {"side": "response"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "kind", "match", "options"),
+    ("kind", "options", "sentence"),
     [
-        ("the Hub fails and does not recover", "status", "/commit/main", {"status": 500}),
-        ("the connection is cut again and again", "cut", "/commit/main", {"after_bytes": 100}),
+        ("status", {}, lambda name: says("the Hub fails and does not recover", name)),
+        (
+            "cut",
+            {"after_bytes": 9},
+            lambda name: says("the connection is cut again and again", name),
+        ),
     ],
 )
-def test_publishing_in_vain_leaves_nothing(server, new_client, fault, kind, match, options):
+def test_publishing_in_vain_leaves_nothing(server, new_client, kind, options, sentence):
     me, repository = new_client("your-name"), f"your-name/{kind}"
-    server.fault(kind, f"POST .*{match}", times=None, **options)
+    server.fault(kind, "POST .*/commit/main", times=None, **options)
     result = me.run(publish_unchecked, DIGITS, repository, {})
     server.clear_faults()
-    sentence = {
-        "status": lambda: says("the Hub fails and does not recover", repository),
-        "cut": lambda: says("the connection is cut again and again", repository),
-    }[kind]()
-    assert sentence in result["message"]
+    assert sentence(repository) in result["message"]
+    assert len(server.log(f"POST .*/{kind}/commit")) == 3
     assert [*published(server, repository)] == [".gitattributes"]
     assert me.run(publish_unchecked, DIGITS, repository, {})["is_new"]
+
+
+@pytest.mark.slow
+def test_a_broken_checkpoint_is_not_even_announced(server, new_client):
+    def publish_what_needs_genzoo(name: str) -> None:
+        from genzoo import hub
+
+        flatten = hub.flatten
+        hub.flatten = lambda path: flatten(path) + "\nimport genzoo.gan\n"
+        hub.publish(name, "your-name")
+
+    server.clear_log()
+    result = new_client("your-name").run(publish_what_needs_genzoo, "feature-net-fashion-mnist")
+    assert "without genzoo, the checkpoint cannot be loaded" in result["message"]
+    assert server.log("^(POST|PUT) ") == []
 
 
 @pytest.mark.slow
@@ -635,13 +732,14 @@ def test_a_publisher_killed_in_the_middle(server, new_client):
     wait_for(lambda: server.log("POST .*/killed/commit/main") or server.faults()[0]["hits"])
     process.kill()
     process.communicate()
+    assert [*published(server, "your-name/killed")] == [".gitattributes"]
     server.clear_faults()
     assert me.run(publish_unchecked, DIGITS, "your-name/killed", {})["repository"]
     assert "gan/model.safetensors" in published(server, "your-name/killed")
 
 
 @pytest.mark.slow
-def test_publishing_with_a_full_disk(new_client):
+def test_publishing_with_a_full_disk(server, new_client):
     def publish_on_a_full_disk(name: str) -> dict:
         import resource
 
@@ -650,8 +748,10 @@ def test_publishing_with_a_full_disk(new_client):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file grows beyond it
         return {"url": hub.publish(name, "your-name").url}
 
+    server.clear_log()
     result = new_client("your-name").run(publish_on_a_full_disk, "selfmod-gan-digits")
     assert says("a full disk, publishing") in result["message"]
+    assert server.log("^(POST|PUT) ") == []
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
@@ -722,6 +822,72 @@ def test_revisions(server, new_client, repository):
 
     stranger = new_client(without_genzoo=True)
     assert stranger.run(pull_as_a_stranger, repository, "v1") == [old, True, "torch.bfloat16"]
+
+
+@pytest.mark.slow
+def test_what_every_loader_takes(server, new_client, repository, tmp_path):
+    """revision (a branch, a tag, a sha), token, cache_dir, local_files_only, variant and dtype."""
+
+    def load_in_all_ways(
+        repository: str, sha: str, token: str, cache_dir: str, trust: dict
+    ) -> list:
+        import os
+        import sys
+
+        import torch
+        from transformers import AutoModel
+
+        settings = {"revision": sha, "token": token, "cache_dir": cache_dir, **trust}
+        if sys.modules.get("genzoo", 1) is None:
+            from diffusers import DiffusionPipeline
+
+            loaders = [lambda **kw: DiffusionPipeline.from_pretrained(repository, **kw).gan]
+        else:
+            import genzoo
+
+            loaders = [
+                lambda **kw: genzoo.GANPipeline.from_pretrained(repository, **kw).gan,
+                lambda **kw: genzoo.pipeline(model=repository, **kw).gan,
+            ]
+        loaders += [lambda **kw: AutoModel.from_pretrained(repository, subfolder="gan", **kw)]
+        found = []
+        for load in loaders:
+            whole = load(**settings)
+            again = load(local_files_only=True, **settings)
+            # transformers calls dtype what diffusers calls torch_dtype.
+            name = "dtype" if load is loaders[-1] else "torch_dtype"
+            half = load(**settings, **{name: torch.bfloat16})
+            variant = load(**settings, variant="small")
+            found.append([
+                whole.project.weight.double().sum().item(),
+                torch.equal(whole.project.weight, again.project.weight),
+                str(half.dtype),
+                variant.project.weight.double().sum().item(),
+            ])  # fmt: skip
+        return [found, os.path.isdir(f"{cache_dir}/models--{repository.replace('/', '--')}")]
+
+    me = new_client("your-name")
+    shutil.copytree(DIGITS, me.folder / "net")
+    sums = []
+    for name, factor in (("model", 1.0), ("model.small", 0.5)):
+        for part in ("gan", "discriminator"):
+            state = load_file(DIGITS / part / "model.safetensors")
+            state = {k: v * factor if v.is_floating_point() else v for k, v in state.items()}
+            save_file(state, me.folder / "net" / part / f"{name}.safetensors", {"format": "pt"})
+            if part == "gan":
+                sums.append(state["project.weight"].float().double().sum().item())
+    settings = {"private": True, "revision": "other"}
+    done = me.run(publish_unchecked, me.folder / "net", "your-name/ways", settings)
+    sha = done["url"].rpartition("/")[2]
+    for trust in ({}, {"trust_remote_code": True}):
+        client = new_client(without_genzoo=bool(trust))
+        cache = str(client.folder / "elsewhere")
+        found, is_there = client.run(
+            load_in_all_ways, "your-name/ways", sha, TOKENS["your-name"], cache, trust
+        )
+        assert is_there
+        assert found == [[sums[0], True, "torch.bfloat16", sums[1]]] * len(found)
+        assert len(found) == (2 if trust else 3)
 
 
 @pytest.mark.slow
@@ -850,9 +1016,10 @@ def test_a_malicious_repository(server, new_client, repository, tmp_path):
     assert not touched.exists()
 
     server.fault("listing", "GET /api/models/your-name/net", times=None, path="../evil.json")
-    result = new_client().run(pull_everything, repository)
-    server.clear_faults()
+    client = new_client()
+    result = client.run(pull_everything, repository)
     assert says("a path with .. in a repository", repository) in result["message"]
+    assert list(client.folder.rglob("evil.json")) == []
 
 
 def pull_everything(repository: str) -> str:

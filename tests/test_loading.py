@@ -222,20 +222,21 @@ def test_pipeline_hands_other_tasks_to_transformers(monkeypatch, tmp_path, hub):
         transformers.pipelines, "pipeline", lambda *args, **kwargs: calls.append((args, kwargs))
     )
     model = torch.nn.Identity()
+    no_code = {"trust_remote_code": False}
     genzoo.pipeline("fill-mask", model="owner/name", revision="v1")
     genzoo.pipeline("text-classification")
     genzoo.pipeline("text-generation", model=model, tokenizer="t")
     assert calls == [
-        (("fill-mask",), {"model": "owner/name", "revision": "v1"}),
-        (("text-classification",), {"model": None}),
-        (("text-generation",), {"model": model, "tokenizer": "t"}),
+        (("fill-mask",), {"model": "owner/name", "revision": "v1", **no_code}),
+        (("text-classification",), {"model": None, **no_code}),
+        (("text-generation",), {"model": model, "tokenizer": "t", **no_code}),
     ]
     assert hub == []
 
     # A Hub id without a pipeline of the zoo: transformers reads the task from its page.
     monkeypatch.setattr(downloads, "snapshot_download", lambda *_, **__: str(tmp_path))
     genzoo.pipeline(model="owner/name")
-    assert calls[-1] == ((None,), {"model": "owner/name"})
+    assert calls[-1] == ((None,), {"model": "owner/name", **no_code})
 
 
 def test_pipeline_says_what_a_model_can_do(unlabelled, checkpoint, tmp_path):

@@ -286,6 +286,8 @@ def publish_command(options: argparse.Namespace) -> None:
         else:
             change = "published" if publication.is_new else "unchanged"
             show(f"{publication.repository}: {change}, {len(files)} files, {publication.url}")
+            for name in publication.deleted:
+                show(f"  deleted {name}")
 
 
 def demo_command(options: argparse.Namespace) -> None:

@@ -17,12 +17,11 @@ from huggingface_hub import (
     EvalResultEntry,
     ModelCard,
     ModelCardData,
-    constants,
     eval_result_entries_to_yaml,
 )
 from huggingface_hub.utils import yaml_dump
 
-from .loading import has_weights
+from .loading import has_weights, read_json, recipes
 from .runtime import write_atomically
 
 NOT_TRAINED = "Not trained yet: recipe only."
@@ -154,9 +153,10 @@ def render_card(folder: str | Path) -> list[Path]:
 def complete_card(folder: Path, repository: str, models: dict[str, str]) -> None:
     """Makes a checkpoint's card that of its repository on the Hub.
 
-    Links to other cards of the zoo become links to repositories of the same owner, and what stands
-    between `<!-- without-genzoo -->` and `<!-- /without-genzoo -->` says how to load this one where
-    genzoo is not installed. A folder without a card gets a plain one.
+    Links to other cards of the zoo become links to repositories of the same owner, the tag `genzoo`
+    is added, and what stands between `<!-- from-the-hub -->` and `<!-- /from-the-hub -->` says how
+    to load it. What a card lacks of front matter and places for the numbers, or the whole card, is
+    added.
 
     Args:
         folder: The checkpoint, as it will lie on the Hub.
@@ -166,57 +166,58 @@ def complete_card(folder: Path, repository: str, models: dict[str, str]) -> None
     Raises:
         ValueError: As `render_card`.
     """
-    readme = folder / "README.md"
-    if not readme.is_file():
-        readme.write_text(_plain_card(folder, repository), encoding="utf-8")
-    render_card(folder)
-    owner = repository.rpartition("/")[0]
-    card = ModelCard.load(readme)
-    card.text = re.sub(
-        r"\]\(\.\./([\w.-]+)/README\.md\)",
-        lambda link: f"]({constants.ENDPOINT}/{owner}/{link[1]})",
-        card.text,
+    readme, (owner, _, name) = folder / "README.md", repository.partition("/")
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else f"# {name}\n"
+    if not text.startswith("---\n"):
+        text = f"---\n{_plain_front_matter(folder)}---\n\n{text}"
+    for block in ("from-the-hub", "results", "training"):
+        if f"<!-- {block} -->" not in text:
+            title = "" if block == "from-the-hub" else f"## {block.capitalize()}\n\n"
+            text = f"{text.rstrip()}\n\n{title}<!-- {block} -->\n<!-- /{block} -->\n"
+    text = re.sub(
+        r"\]\(\.\./([\w.-]+)/README\.md\)", rf"](https://huggingface.co/{owner}/\1)", text
     )
-    if "<!-- without-genzoo -->" not in card.text:
-        card.text += "\n<!-- without-genzoo -->\n<!-- /without-genzoo -->\n"
-    block = _without_genzoo_block(repository, models)
-    card.text = _fill(card.text, "without-genzoo", block, readme)
-    readme.write_text(str(card), encoding="utf-8")
+    readme.write_text(text, encoding="utf-8", newline="\n")
+
+    render_card(folder)
+    card = ModelCard.load(readme)
+    tags = cast(ModelCardData, card.data).tags or []
+    cast(ModelCardData, card.data).tags = tags if "genzoo" in tags else [*tags, "genzoo"]
+    block = _from_the_hub_block(repository, models)
+    card.text = _fill(card.text, "from-the-hub", block, readme)
+    readme.write_text(str(card), encoding="utf-8", newline="\n")
 
 
-def _plain_card(folder: Path, repository: str) -> str:
-    """The card of a checkpoint that has none: what is known, and places for the numbers."""
+def _plain_front_matter(folder: Path) -> str:
+    """What is known of a checkpoint whose card does not say it."""
     results = _load_results(folder / "results.json")
     training, task = results["training"], results["task"]
-    matter = {
-        "library_name": "diffusers" if (folder / "model_index.json").is_file() else "transformers",
-        **({"pipeline_tag": HUB_TASKS.get(task, task)} if task else {}),
-        "tags": ["genzoo"],
+    matter: dict[str, Any] = {
+        "library_name": "diffusers" if (folder / "model_index.json").is_file() else "transformers"
     }
-    lines = ["---", yaml_dump(matter, sort_keys=False).strip(), "---", ""]
-    lines += [f"# {repository.rpartition('/')[2]}", ""]
-    if results.get("recipe"):
-        start = "" if training is None or training.init is None else ", from another checkpoint on"
-        lines += [f"Trained with genzoo, by its recipe `{results['recipe']}`{start}.", ""]
-    lines += ["## Use", "", "```python", "import genzoo", ""]
-    if (folder / "model_index.json").is_file():
-        lines += [f'pipe = genzoo.pipeline(model="{repository}")']
-    else:
-        lines += [f'folder = genzoo.loading.find_checkpoint("{repository}")']
-    lines += ["```", ""]
-    lines += ["<!-- without-genzoo -->", "<!-- /without-genzoo -->", ""]
-    for block in ("results", "training"):
-        lines += [f"## {block.capitalize()}", "", f"<!-- {block} -->", f"<!-- /{block} -->", ""]
-    return "\n".join(lines)
+    if task:
+        matter["pipeline_tag"] = HUB_TASKS.get(task, task)
+    # The recipe's own data are on the Hub, unless a library brings them along.
+    recipe = recipes().get(results.get("recipe", ""))
+    data = recipe().data if recipe else ""
+    if training and training.dataset == data and not data.startswith("sklearn/"):
+        matter["datasets"] = [data]
+    return yaml_dump(matter, sort_keys=False)
 
 
-def _without_genzoo_block(repository: str, models: dict[str, str]) -> str:
-    """How to load a checkpoint with the code that lies beside it."""
+def _from_the_hub_block(repository: str, models: dict[str, str]) -> str:
+    """How to load a checkpoint, with genzoo and with the code that lies beside it."""
     lines = [
-        "## Without genzoo",
+        "## From the Hub",
         "",
-        "The code lies beside the weights, in one file for each class. `trust_remote_code=True`",
-        "runs it: read it first, and pin the `revision` that you read.",
+        "```python",
+        "import genzoo",
+        "",
+        f'pipe = genzoo.pipeline(model="{repository}")',
+        "```",
+        "",
+        "Without genzoo, the code beside the weights is used, in one file for each model.",
+        "`trust_remote_code=True` runs it: read it first, and pin the `revision` that you read.",
         "",
         "```python",
     ]
@@ -251,7 +252,7 @@ def headline(folder: Path) -> str | None:
     """The first number in a card folder's results.json that is about the model."""
     if not (folder / "results.json").is_file():
         return None
-    rows = json.loads((folder / "results.json").read_text(encoding="utf-8")).get("evaluation", [])
+    rows = read_json(folder / "results.json").get("evaluation", [])
     first = next((row for row in rows if not row["reference"]), None)
     return first and f"{metric_name(first)} {first['value']:.4g}"
 

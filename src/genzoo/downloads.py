@@ -8,9 +8,9 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -27,7 +27,7 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 """What `from_pretrained` takes for the Hub, under the same names as everywhere."""
 
 
-ATTEMPTS = 3
+Result = TypeVar("Result")
 
 
 class DamagedFileError(OSError):
@@ -46,23 +46,34 @@ def fetch(repository: str, patterns: Sequence[str], **hub_options: Any) -> Path:
         ValueError: If `repository` is no id of the Hub.
         OSError: If the files cannot be had, or arrive damaged, several times.
     """
+
+    def attempt() -> Path:
+        folder = snapshot_download(repository, allow_patterns=list(patterns), **hub_options)
+        drop_damaged(Path(folder))
+        return Path(folder)
+
     with sentences(repository, "fetched"):
-        for attempt in range(ATTEMPTS):
-            try:
-                folder = snapshot_download(repository, allow_patterns=list(patterns), **hub_options)
-                drop_damaged(Path(folder))
-                return Path(folder)
-            except Exception as error:
-                if attempt + 1 == ATTEMPTS or not may_pass(error):
-                    raise
-                time.sleep(2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+        return patiently(attempt)
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Whether to try again: the connection broke, a file came damaged, or the Hub failed (5xx)."""
-    if isinstance(error, LocalEntryNotFoundError):  # neither in the cache, nor to be had because of
-        return may_pass(error.__cause__)
+def patiently(attempt: Callable[[], Result]) -> Result:
+    """What a function returns, tried again after one and after two seconds where that may help.
+
+    It may where the connection broke, a file came damaged, or the Hub failed (5xx).
+    """
+    for seconds in (1, 2):
+        try:
+            return attempt()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            time.sleep(seconds)
+    return attempt()
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    if isinstance(error, LocalEntryNotFoundError):  # not in the cache, nor to be had because of
+        return _may_pass(error.__cause__)
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
     return isinstance(error, HTTPError | DamagedFileError)
@@ -79,8 +90,9 @@ def drop_damaged(folder: Path) -> None:
     """
     files = [path for path in folder.rglob("*") if path.is_file() and not is_intact(path)]
     for file in files:
-        file.resolve().unlink(missing_ok=True)
-        file.unlink()
+        # The link, what it leads to, and what lies at the end: Xet puts one more link in between.
+        for path in (file.resolve(), file.parent / file.readlink(), file):
+            path.unlink(missing_ok=True)
     if files:
         name = files[0].relative_to(folder).as_posix()
         raise DamagedFileError(f"{name} arrived damaged: its checksum is not the one of the Hub")
@@ -89,13 +101,14 @@ def drop_damaged(folder: Path) -> None:
 def is_intact(file: Path) -> bool:
     """Whether a file in the cache is what the Hub calls it.
 
-    The cache keeps contents under the Hub's checksums (SHA-256 of large files, git's SHA-1 of small
-    ones) and links to them. Where it has no links (on Windows), there is nothing to compare with.
+    A file of a snapshot is a link to a blob, whose name is the Hub's checksum: SHA-256 of a large
+    file, git's SHA-1 of a small one. Where there are no links (on Windows), there is nothing to
+    compare with.
     """
-    name = file.resolve().name
-    if not file.is_symlink() or not re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", name):
-        return True
-    return name == (sha256(file) if len(name) == 64 else git_hash(file.read_bytes()))
+    name = file.readlink().name if file.is_symlink() else ""
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return sha256(file) == name
+    return not re.fullmatch(r"[0-9a-f]{40}", name) or git_hash(file.read_bytes()) == name
 
 
 def sha256(file: Path) -> str:
@@ -127,7 +140,9 @@ def sentences(repository: str, done: str) -> Iterator[None]:
         raise ValueError(
             f"{repository!r} is neither a folder here nor a Hub id (owner/name)"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except OfflineModeIsEnabled as error:
+        raise OSError(f"{repository} could not be {done}: HF_HUB_OFFLINE is set") from error
+    except LocalEntryNotFoundError as error:
         reason = "the Hub cannot be reached and the cache does not have it"
         if isinstance(error.__cause__, HfHubHTTPError):
             reason = f"the cache does not have it, and {_first_line(error.__cause__)}"

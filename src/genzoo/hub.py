@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -33,7 +32,7 @@ from transformers import AutoConfig
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
 from . import cards, loading
-from .downloads import ATTEMPTS, git_hash, may_pass, sentences, sha256
+from .downloads import git_hash, patiently, sentences, sha256
 
 PACKAGE = "genzoo"
 PROCESSOR = "preprocessor_config.json"
@@ -46,12 +45,14 @@ class Publication:
     Args:
         repository: Its id on the Hub, "owner/name".
         files: Path in the repository -> size in bytes.
+        deleted: What the repository held before, and the checkpoint does not.
         url: Of the commit that the repository is at now; None after a dry run.
         is_new: Whether that commit was made just now; an unchanged checkpoint makes none.
     """
 
     repository: str
     files: dict[str, int]
+    deleted: list[str]
     url: str | None
     is_new: bool
 
@@ -86,7 +87,8 @@ def publish(
     Raises:
         ValueError: If there is no such checkpoint, if it cannot be loaded by a stranger, or if the
             repository holds something else.
-        OSError: If the Hub cannot be reached or refuses. The repository is then as it was.
+        OSError: If the Hub cannot be reached or refuses. A repository that was there is then as it
+            was; a new one may be there, empty.
     """
     folder = _checkpoint(name_or_folder)
     repository = to if "/" in to else f"{to}/{Path(os.path.abspath(folder)).name}"
@@ -94,13 +96,16 @@ def publish(
     with sentences(repository, "published"):
         validate_repo_id(repository)
         # Asked before the long checks, so that a wrong token does not have to wait for them.
-        user = None if dry_run else api.whoami()
+        user = None if dry_run else patiently(api.whoami)
     if user is not None:
         _check_owner(repository, user)
     with tempfile.TemporaryDirectory(prefix="genzoo-publish-") as name:
         staged = Path(name)
-        models = stage(folder, repository, staged)
-        check_as_a_stranger(staged, models)
+        try:
+            models = stage(folder, repository, staged)
+            check_as_a_stranger(staged, models)
+        except (ValueError, OSError) as error:  # about the copy, which is gone when they are read
+            raise type(error)(str(error).replace(name, str(folder))) from error
         files = {
             path.relative_to(staged).as_posix(): path
             for path in sorted(staged.rglob("*"))
@@ -108,9 +113,9 @@ def publish(
         }
         sizes = {name: path.stat().st_size for name, path in files.items()}
         if dry_run:
-            return Publication(repository, sizes, url=None, is_new=False)
-        url, is_new = _push(repository, files, private, revision, api)
-        return Publication(repository, sizes, url, is_new)
+            return Publication(repository, sizes, deleted=[], url=None, is_new=False)
+        url, is_new, deleted = _push(repository, files, private, revision, api)
+        return Publication(repository, sizes, deleted, url, is_new)
 
 
 def publish_all(
@@ -142,10 +147,9 @@ def publish_all(
 
 def _checkpoint(name_or_folder: str | os.PathLike) -> Path:
     """The folder of a checkpoint that is here."""
-    text = os.fspath(name_or_folder)
-    known = loading.card_folders()
-    folder = known[text] if text in known else Path(text)
-    if not loading.is_folder(folder):
+    text, known = os.fspath(name_or_folder), loading.card_folders()
+    folder = loading.folder_of(text) or known.get(text)
+    if folder is None:
         raise ValueError(f"there is no checkpoint {text!r}; {loading.closest(text, known)}")
     if not loading.has_weights(folder):
         raise ValueError(f"{text} has no weights here: train it first (genzoo train)")
@@ -211,20 +215,23 @@ def add_code(target: Path, place: str = "") -> tuple[str, list[str]]:
     Returns:
         The name of the Auto class that loads it, and [file, class] for model_index.json.
     """
+    what = place or "the folder"
+    if not (target / place / "config.json").is_file():
+        raise ValueError(f"{what} holds no model: it has no config.json")
     config = AutoConfig.from_pretrained(target / place, trust_remote_code=False)
     module = sys.modules[type(config).__module__]
-    class_name = (config.architectures or [""])[0]
+    class_name = (config.architectures or ["?"])[0]
     model_class = getattr(module, class_name, None)
-    if module.__name__.partition(".")[0] != PACKAGE or model_class is None:
-        raise ValueError(f"{place or 'the folder'} holds a {class_name}, no model of {PACKAGE}")
-    stem = module.__name__.rpartition(".")[2]
     auto_classes = [name for name, found in _auto_classes(type(config)) if found is model_class]
+    if not module.__name__.startswith(f"{PACKAGE}.") or model_class is None or not auto_classes:
+        raise ValueError(f"{what} holds a {class_name}, no model of {PACKAGE}")
+    stem = module.__name__.rpartition(".")[2]
     auto_map = {name: f"{stem}.{class_name}" for name in auto_classes}
     values = loading.read_json(target / place / "config.json")
     values["auto_map"] = {"AutoConfig": f"{stem}.{type(config).__name__}", **auto_map}
     _write_json(target / place / "config.json", dict(sorted(values.items())))
     modules = [module]
-    if (target / place / PROCESSOR).is_file():
+    if (target / place / PROCESSOR).is_file() and type(config) in IMAGE_PROCESSOR_MAPPING:
         processor = next(iter(IMAGE_PROCESSOR_MAPPING[type(config)].values()))
         modules.append(sys.modules[processor.__module__])
         values = loading.read_json(target / place / PROCESSOR)
@@ -250,11 +257,11 @@ def _auto_classes(config_class: type) -> list[tuple[str, type]]:
 
 def _write_code(module: ModuleType, folder: Path) -> None:
     path = Path(inspect.getfile(module))
-    (folder / path.name).write_text(flatten(path), encoding="utf-8")
+    (folder / path.name).write_text(flatten(path), encoding="utf-8", newline="\n")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 # Flattening: one file for each class
@@ -413,14 +420,28 @@ def run_everything(
 
     outputs = {}
     for place, auto_class in models.items():
-        model = getattr(transformers, auto_class).from_pretrained(
-            folder, subfolder=place, trust_remote_code=True
-        )
-        with torch.no_grad():
-            result = model.eval()(**model.dummy_inputs)
-        for name, value in result.items():
-            if isinstance(value, torch.Tensor):
-                outputs[f"{place}.{name}"] = value.contiguous()
+        # Weights are model.safetensors, or model.VARIANT.safetensors, perhaps in several files.
+        parts = [name.split(".") for name in os.listdir(os.path.join(folder, place))]
+        variants = {
+            part[1].split("-")[0] for part in parts if part[0] == "model" and len(part) == 3
+        }
+        for variant in [None, *sorted(variants - {"safetensors"})]:
+            model, report = getattr(transformers, auto_class).from_pretrained(
+                folder,
+                subfolder=place,
+                variant=variant,
+                trust_remote_code=True,
+                output_loading_info=True,
+            )
+            wrong = [str(name) for names in report.values() for name in names]
+            if wrong:
+                where = place or "the folder"
+                raise ValueError(f"the weights in {where} do not fit the model: {', '.join(wrong)}")
+            with torch.no_grad():
+                result = model.eval()(**model.dummy_inputs)
+            for name, value in result.items():
+                if isinstance(value, torch.Tensor):
+                    outputs[f"{place}.{variant or ''}.{name}"] = value.contiguous()
         if os.path.isfile(os.path.join(folder, place, "preprocessor_config.json")):
             processor = transformers.AutoImageProcessor.from_pretrained(
                 folder, subfolder=place, trust_remote_code=True
@@ -433,7 +454,7 @@ def run_everything(
             from diffusers import DiffusionPipeline
 
             load_pipeline = DiffusionPipeline.from_pretrained
-        pipe = load_pipeline(folder, trust_remote_code=True)
+        pipe = load_pipeline(folder, trust_remote_code=True, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         images = pipe(generator=torch.Generator().manual_seed(0), output_type="pt").images
         outputs["images"] = images.contiguous()
@@ -460,11 +481,17 @@ def check_as_a_stranger(folder: Path, models: dict[str, str]) -> None:
     Raises:
         ValueError: If it cannot be loaded there, or puts out something else than here.
     """
+
     # Loaded here, too, from the same files: two copies of a weight may differ in alignment, and
     # with it the last bit of a product.
-    expected = run_everything(
-        str(folder), models, lambda folder, **_: loading.pipeline(model=folder)
-    )
+    def load_pipeline(folder: str, trust_remote_code: bool, **settings: Any) -> Any:
+        return loading.pipeline(model=folder, **settings)
+
+    try:
+        expected = run_everything(str(folder), models, load_pipeline)
+    except Exception as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"the checkpoint cannot be loaded: {first}") from error
     code = _STRANGER.format(
         package=PACKAGE,
         source=inspect.getsource(run_everything),
@@ -473,7 +500,7 @@ def check_as_a_stranger(folder: Path, models: dict[str, str]) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="genzoo-stranger-") as home:
         outputs = Path(home, "outputs.safetensors")
-        empty = {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules", "PYTHONPATH": ""}
+        empty = {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules"}
         process = subprocess.run(
             [sys.executable, "-c", code, str(outputs)],
             env=os.environ | empty | {"HF_HUB_OFFLINE": "1"},
@@ -500,7 +527,7 @@ def check_as_a_stranger(folder: Path, models: dict[str, str]) -> None:
 def _check_owner(repository: str, user: dict[str, Any]) -> None:
     owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
     owner = repository.partition("/")[0]
-    if owner not in owners:
+    if owner.casefold() not in map(str.casefold, owners):
         raise OSError(
             f"{repository} could not be published: the token is that of {user['name']}, who may "
             f"publish under {' and '.join(owners)}"
@@ -509,13 +536,11 @@ def _check_owner(repository: str, user: dict[str, Any]) -> None:
 
 def _push(
     repository: str, files: dict[str, Path], private: bool, revision: str | None, api: HfApi
-) -> tuple[str, bool]:
+) -> tuple[str, bool, list[str]]:
     """Makes a repository hold these files and no others, in one commit or none."""
     with sentences(repository, "published"):
-        api.create_repo(repository, private=private or None, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        info, there = _look(repository, revision, api)
+        patiently(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
+        info, there = patiently(lambda: _look(repository, None, api))
     if private and not info.private:
         raise ValueError(f"{repository} is already there, and everybody can see it")
     if there and PACKAGE not in (info.tags or []):
@@ -523,34 +548,36 @@ def _push(
             f"{repository} holds something else ({', '.join(sorted(there)[:3])}), which would be "
             "lost: publish under another name"
         )
-
-    parent = info.sha  # whoever comes second is refused, so nothing gets mixed
     with sentences(repository, "published"):
-        for attempt in range(ATTEMPTS):
-            changes: list[Any] = [
-                CommitOperationAdd(name, path)
-                for name, path in files.items()
-                if name not in there or not _is_same(path, there[name])
-            ]
-            changes += [CommitOperationDelete(name) for name in there if name not in files]
-            if not changes:  # from the start, or because only the answer to a commit was lost
-                return f"{api.endpoint}/{repository}/commit/{info.sha}", info.sha != parent
-            try:
-                message = f"Publish with {PACKAGE} {metadata.version(PACKAGE)}"
-                commit = api.create_commit(
-                    repository,
-                    changes,
-                    commit_message=message,
-                    revision=revision,
-                    parent_commit=parent,
-                )
-                return commit.commit_url, True
-            except Exception as error:
-                if attempt + 1 == ATTEMPTS or not may_pass(error):
-                    raise
-                time.sleep(2**attempt)
-                info, there = _look(repository, revision, api)
-    raise AssertionError("the last attempt returns or raises")
+        if revision is not None:
+            patiently(lambda: api.create_branch(repository, branch=revision, exist_ok=True))
+            info, there = patiently(lambda: _look(repository, revision, api))
+        deleted = sorted(there.keys() - files.keys())
+        url, is_new = patiently(lambda: _commit(repository, files, revision, info.sha, api))
+    return url, is_new, deleted
+
+
+def _commit(
+    repository: str, files: dict[str, Path], revision: str | None, parent: str, api: HfApi
+) -> tuple[str, bool]:
+    """Commits what differs. It may be called again when the answer was lost."""
+    info, there = _look(repository, revision, api)
+    changes: list[Any] = [
+        CommitOperationAdd(name, path)
+        for name, path in files.items()
+        if name not in there or not _is_same(path, there[name])
+    ]
+    changes += [CommitOperationDelete(name) for name in there if name not in files]
+    if not changes:  # from the start, or because only the answer was lost
+        return f"{api.endpoint}/{repository}/commit/{info.sha}", info.sha != parent
+    commit = api.create_commit(
+        repository,
+        changes,
+        commit_message=f"Publish with {PACKAGE} {metadata.version(PACKAGE)}",
+        revision=revision,
+        parent_commit=parent,  # whoever comes second is refused, so nothing gets mixed
+    )
+    return commit.commit_url, True
 
 
 def _look(repository: str, revision: str | None, api: HfApi) -> tuple[Any, dict[str, RepoFile]]:
@@ -579,7 +606,10 @@ def _update_collection(
         private=private,
         exists_ok=True,
     )
-    items = {item.item_id: item for item in api.get_collection(collection.slug).items}
+    if private and not collection.private:
+        raise OSError("it is already there, and everybody can see it")
+    listed = api.get_collection(collection.slug).items
+    items = {item.item_id: item for item in listed if item.item_type == "model"}
     for publication in publications:
         note = _note(publication)
         item = items.get(publication.repository)

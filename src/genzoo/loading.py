@@ -133,12 +133,24 @@ def find_checkpoint(model: str | os.PathLike, **hub_options: Any) -> Path:
         ValueError: If it is no folder, no Hub id, and no name of the zoo.
         OSError: If the folder holds no weights, or the Hub does not give them.
     """
-    # A run that was begun in ./NAME does not hide the checkpoint NAME that it starts from.
-    if is_folder(model) and (has_weights(Path(model)) or str(model) not in card_folders()):
-        if not has_weights(Path(model)):
+    text = os.fspath(model)
+    if (folder := folder_of(text)) is not None:
+        if not has_weights(folder):
             raise OSError(f"{model} holds no checkpoint: there is no .safetensors file in it")
-        return Path(model)
-    return fetch(str(model), DATA_FILES, **hub_options) if "/" in str(model) else locate(str(model))
+        return folder
+    return fetch(text, DATA_FILES, **hub_options) if "/" in text else locate(text)
+
+
+def folder_of(model: str) -> Path | None:
+    """The folder here that `model` means, if it means one.
+
+    A run that was begun in ./NAME does not hide the checkpoint NAME that it starts from.
+
+    Raises:
+        OSError: If it can only mean a folder, and there is none.
+    """
+    is_hidden = is_folder(model) and model in card_folders() and not has_weights(Path(model))
+    return Path(model) if is_folder(model) and not is_hidden else None
 
 
 def is_folder(model: str | os.PathLike) -> bool:
@@ -280,13 +292,16 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
                 raise ValueError(
                     f"{model} cannot do {task}: it is a model without a pipeline of genzoo"
                 )
-            if task is None and hub_id is None:
+            if task is None:
                 results = folder / "results.json"
                 task = read_json(results).get("task") if results.is_file() else None
-                if task is None:
+                if task is None and hub_id is None:
                     raise ValueError(
                         f"{model} does not say what it does: pass a task of transformers"
                     )
+                if task is not None and hub_id is not None:  # one of the zoo's
+                    hub_options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+                    model = fetch(hub_id, DATA_FILES, **hub_options)
             model = os.fspath(model)
     elif task in TASKS:
         raise ValueError(
@@ -295,6 +310,8 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
 
     from transformers.pipelines import pipeline as transformers_pipeline
 
+    # Without this, transformers would ask whether to run a repository's code.
+    kwargs.setdefault("trust_remote_code", False)
     # Its signature has one overload for each task.
     return transformers_pipeline(task, model=model, **kwargs)  # pyright: ignore
 

@@ -43,7 +43,7 @@ class ZooPipeline(DiffusionPipeline):
 
         Raises:
             OSError: If there is no such checkpoint, or a file of it is damaged.
-            ValueError: If the folder holds no such pipeline.
+            ValueError: If the name is none, or what it names holds no such pipeline.
         """
         hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None) or torch.float32
@@ -56,8 +56,9 @@ class ZooPipeline(DiffusionPipeline):
             folder = Path(name)
         else:
             stem = f"model.{variant}" if variant else "model"
-            weights = [f"*/{stem}.safetensors*", f"*/{stem}-*.safetensors"]
-            folder = fetch(name, ["model_index.json", "*/config.json", *weights], **hub_options)
+            weights = [f"*/{stem}.safetensors", f"*/{stem}-*.safetensors"]
+            indices = ["model_index.json", "*/config.json", "*/model.safetensors.index*.json"]
+            folder = fetch(name, [*indices, *weights], **hub_options)
 
         index_path = folder / "model_index.json"
         if not index_path.is_file():
@@ -93,9 +94,9 @@ class ZooPipeline(DiffusionPipeline):
         """
         folder = Path(save_directory)
         # Pairs [file, class], which diffusers can load where genzoo is missing, given the code.
-        room = type(self).__module__.rpartition(".")[2]
+        file = type(self).__module__.rpartition(".")[2]
         index: dict[str, Any] = {
-            "_class_name": [room, type(self).__name__],
+            "_class_name": [file, type(self).__name__],
             "_diffusers_version": diffusers_version,
         }
         for name, component in self.components.items():
