@@ -153,7 +153,7 @@ def test_wrong_input_gets_one_line(refused, words, sentence):
         ("train selfmod-gan-digits --output gan", "gan holds a run already"),
         (
             "train selfmod-gan-digits --output gan --resume",
-            "gan holds another run (",
+            "gan holds another run: ",
         ),
     ],
 )

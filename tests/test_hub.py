@@ -1,7 +1,8 @@
 """Publishing and pulling, with the real client against a Hub that speaks HTTP on 127.0.0.1.
 
-What a user does is done here in a process of its own with an empty cache. One such process for each
-room is in the default run; the faults, of the network, of the Hub and of people, are slow.
+What a user does is done here in a process of its own with an empty cache. The default run
+publishes one checkpoint of each room and pulls it, with genzoo and without; the faults, of the
+network, of the Hub and of people, are slow.
 """
 
 import hashlib
@@ -646,7 +647,8 @@ def test_two_publishers_at_once(server, new_client):
         for client in clients
     ]
     for process in processes:
-        assert process.wait(300) == 0
+        process.communicate(timeout=300)
+        assert process.returncode == 0
     assert server.faults()[0]["hits"] == 2
     server.clear_faults()
     results = [json.loads((client.folder / "result.json").read_text()) for client in clients]
@@ -683,7 +685,7 @@ def test_publishing_over_a_bad_line(server, new_client, request, kind, match, op
     assert result["is_new"]
     assert {*published(server, repository)} == {*result["files"], ".gitattributes"}
     made = [entry for entry in server.log(f"POST .*{repository}/commit") if entry["status"] == 200]
-    assert len(made) == (options != {"side": "response"})
+    assert len(made) == 1
 
 
 @pytest.mark.slow
@@ -882,9 +884,11 @@ def test_what_every_loader_takes(server, new_client, repository, tmp_path):
     for trust in ({}, {"trust_remote_code": True}):
         client = new_client(without_genzoo=bool(trust))
         cache = str(client.folder / "elsewhere")
-        found, is_there = client.run(
+        result = client.run(
             load_in_all_ways, "your-name/ways", sha, TOKENS["your-name"], cache, trust
         )
+        assert "error" not in result, result
+        found, is_there = result
         assert is_there
         assert found == [[sums[0], True, "torch.bfloat16", sums[1]]] * len(found)
         assert len(found) == (2 if trust else 3)

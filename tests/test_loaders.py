@@ -196,6 +196,14 @@ class Answer:
     message: str = ""
 
 
+def misses_code(answer: Answer, name: str) -> bool:
+    """Whether diffusers did not find a component's code, as it says so before and since 0.42.1."""
+    if answer.error == "ModuleNotFoundError":
+        return answer.message == f"No module named '{name.partition('.')[0]}'"
+    said = answer.message.startswith(f"{name} is not one of the libraries")
+    return answer.error == "ValueError" and said
+
+
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     with Hub(users={"alice": "hf_alice"}) as hub:
@@ -385,8 +393,7 @@ def test_l09_diffusers_saves_the_path_of_a_module(imported, load, tmp_path):
     index["_class_name"] = ["pipeline_l09", "LawPipeline"]
     write(folder, code | {"model_index.json": json.dumps(index)})
     answer = load("DiffusionPipeline", folder)
-    assert answer.error == "ValueError"
-    assert "zoo_l09.modeling_l09 is not one of the libraries" in answer.message
+    assert misses_code(answer, "zoo_l09.modeling_l09"), answer
 
     index["net"] = ["modeling_l09", "LawModel"]
     write(folder, {"model_index.json": json.dumps(index)})
@@ -566,14 +573,14 @@ def test_l15_each_library_looks_elsewhere_for_code(hub, load, tmp_path):
         assert load("AutoModel", place, subfolder="net").output == DOUBLE
         assert load("DiffusionPipeline", place).output == TRIPLE
 
-    for place, complaint in (
-        ("alice/l15-root", "net/modeling_l15.py as defined in `model_index.json` does not exist"),
-        (tmp_path / "root", "modeling_l15 is not one of the libraries"),
-    ):
+    for place in ("alice/l15-root", tmp_path / "root"):
         assert load("AutoModel", place, subfolder="net").output == DOUBLE
-        answer = load("DiffusionPipeline", place)
-        assert answer.error == "ValueError"
-        assert answer.message.startswith(complaint)
+    answer = load("DiffusionPipeline", "alice/l15-root")
+    assert answer.error == "ValueError"
+    complaint = "net/modeling_l15.py as defined in `model_index.json` does not exist"
+    assert answer.message.startswith(complaint)
+    answer = load("DiffusionPipeline", tmp_path / "root")
+    assert misses_code(answer, "modeling_l15"), answer
 
     for place in ("alice/l15-net", tmp_path / "net"):
         answer = load("AutoModel", place, subfolder="net")

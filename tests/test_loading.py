@@ -253,7 +253,7 @@ def test_pipeline_says_what_a_model_can_do(unlabelled, checkpoint, tmp_path):
         ValueError, match="cannot do class-to-image: it is a model without a pipeline"
     ):
         genzoo.pipeline("class-to-image", model=tmp_path)
-    with pytest.raises(ValueError, match="to give it to transformers, pass a task"):
+    with pytest.raises(ValueError, match="does not say what it does: pass a task of transformers"):
         genzoo.pipeline(model=tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
     with pytest.raises(ValueError, match="holds a DDPMPipeline, which is none of genzoo's"):

@@ -1,6 +1,6 @@
 """Pictures of any size to inputs of a FeatureNet, cut and scaled as its training images were."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -39,6 +39,9 @@ class FeatureNetImageProcessor(PilBackend):
     do_normalize = True
     image_mean = 0.5
     image_std = 0.5
+
+    def __init__(self, **kwargs: Unpack[FeatureNetImageProcessorKwargs]):
+        super().__init__(**kwargs)
 
     def process_image(self, image: Any, *args, **kwargs) -> np.ndarray:
         """One picture, of PIL or an array, to (C, H, W) from 0 to 255."""
