@@ -54,7 +54,7 @@ def selfmod_gan_fashion_mnist() -> GANRecipe:
         d_loss=hinge_d,
         g_loss=hinge_g,
         num_steps=4000,
-        num_d_steps=2,  # with one, the judge agreed with the class of fewer images
+        num_d_steps=2,
         g_learning_rate=4e-4,
         betas=(0.5, 0.9),
         save_every=250,
