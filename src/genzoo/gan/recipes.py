@@ -37,7 +37,7 @@ def selfmod_gan_digits() -> GANRecipe:
 
 
 def selfmod_gan_fashion_mnist() -> GANRecipe:
-    """Self-modulated GAN on Fashion-MNIST, by class: less than an hour of two CPU cores."""
+    """Self-modulated GAN on Fashion-MNIST, by class: an hour and a half of one CPU core."""
     return GANRecipe(
         name="selfmod-gan-fashion-mnist",
         model=SelfModGANConfig(
@@ -63,7 +63,7 @@ def selfmod_gan_fashion_mnist() -> GANRecipe:
 
 
 def dcgan_fashion_mnist() -> GANRecipe:
-    """DCGAN on Fashion-MNIST, the baseline: within the same hour of two CPU cores."""
+    """DCGAN on Fashion-MNIST, the baseline: about an hour of one CPU core."""
     return GANRecipe(
         name="dcgan-fashion-mnist",
         model=DCGANConfig(image_size=28, num_channels=1, latent_dim=64, channels=64),
