@@ -1,6 +1,8 @@
 """The laws of the house: who may import whom, what a shipped file holds, what an import costs."""
 
 import ast
+import dataclasses
+import inspect
 import itertools
 import json
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import genzoo
 
@@ -23,7 +26,13 @@ ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"evaluat
 DOORS = "loading|cards|hub"
 
 # Distribution name -> module name, where they differ.
-MODULE_OF = {"pillow": "PIL", "scikit-learn": "sklearn", "torch-fidelity": "torch_fidelity"}
+MODULE_OF = {
+    "faiss-cpu": "faiss",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "sentence-transformers": "sentence_transformers",
+    "torch-fidelity": "torch_fidelity",
+}
 
 
 def kind_of(file: str) -> str:
@@ -40,7 +49,9 @@ def kind_of(file: str) -> str:
     if stem in ("layers", "losses", "training", "recipes", *rows):
         return rows.get(stem, stem)
     prefix = stem.split("_")[0]
-    return prefix if prefix in ("modeling", "image", "scheduling", "pipeline") else "room"
+    if prefix in ("modeling", "image", "scheduling", "pipeline"):
+        return prefix
+    return "room"  # what only this room needs: __init__.py, kernels.py, vectors.py, ...
 
 
 SHIPPED = [
@@ -162,6 +173,10 @@ def test_import_table(file):
         ("gan/training.py", "from ..features import X", ["genzoo.features"]),
         ("gan/training.py", "def f():\n    from genzoo import features", ["genzoo.features"]),
         ("gan/training.py", "from ..evaluation.images import x", []),
+        ("jose/optimization.py", "import numba", ["numba"]),
+        ("jose/modeling_jose.py", "from .kernels import x", ["genzoo.jose.kernels"]),
+        ("jose/vectors.py", "from .kernels import x", []),
+        ("jose/vectors.py", "from ..gan import X", ["genzoo.gan"]),
         ("gan/recipes.py", "from ..features import X", []),
         ("gan/recipes.py", "from ..features.training import X", ["genzoo.features.training"]),
         ("data.py", "from .gan import X", ["genzoo.gan"]),
@@ -205,6 +220,18 @@ def test_shipped_file_survives_the_loaders(file):
             )
 
 
+@pytest.mark.parametrize("name", [name for name in genzoo.__all__ if name.endswith("Config")])
+def test_config_leaves_the_loaders_their_arguments(name):
+    """AutoModel.from_pretrained hands the config what it has a field for, whatever it means."""
+    loader = PreTrainedModel.from_pretrained
+    taken = {*inspect.signature(loader).parameters}
+    taken |= {*re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(loader))}
+    assert {"variant", "revision", "output_loading_info"} <= taken
+    own = {field.name for field in dataclasses.fields(getattr(genzoo, name))}
+    own -= {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    assert own & taken == set()
+
+
 def test_import_is_light():
     """`import genzoo` adds the models and nothing heavier than transformers brings along itself."""
     code = """
@@ -218,10 +245,14 @@ print(json.dumps(sorted(set(sys.modules) - before)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     added = json.loads(done.stdout.splitlines()[-1])
     assert "genzoo.gan.modeling_selfmod_gan" in added
-    heavy = r"(diffusers|accelerate|datasets|torchmetrics|sklearn|tensorboard)(\..*)?"
-    ours = rf"genzoo\.({DOORS}|data|runtime|pipelines|downloads|evaluation.*)"
-    ours += r"|genzoo\..+\.(training|evaluation|recipes|pipeline_\w+)"
-    assert [name for name in added if re.fullmatch(f"{heavy}|{ours}", name)] == []
+    heavy = "diffusers|accelerate|datasets|torchmetrics|sklearn|tensorboard|numba|llvmlite"
+    heavy += "|scipy|gensim|faiss|jieba|sentence_transformers"
+    assert [name for name in added if re.fullmatch(rf"({heavy})(\..*)?", name)] == []
+    light = ("package", "layers", "losses", "modeling", "image")
+    for file in SOURCES:
+        module = "genzoo." + file.removesuffix(".py").replace("/", ".")
+        is_light = kind_of(file) in light or Path(file).name == "__init__.py"
+        assert is_light or module not in added, f"{file} waits until it is asked for"
 
 
 @pytest.mark.parametrize("name", sorted(set(genzoo.__all__) - {"__version__"}))
@@ -244,11 +275,12 @@ def text_files() -> list[Path]:
         path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()
     ]
     files += [path for path in REPOSITORY.iterdir() if path.is_file()]
-    binary = (".safetensors", ".png", ".pyc", ".whl", ".gz")
+    binary = (".safetensors", ".png", ".whl", ".gz")
     return [
         path
         for path in files
-        if path.suffix not in binary and "run" not in path.relative_to(REPOSITORY).parts[:-1]
+        if path.suffix not in binary
+        and not {"run", "__pycache__"} & {*path.relative_to(REPOSITORY).parts[:-1]}
     ]
 
 

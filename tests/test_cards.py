@@ -1,6 +1,9 @@
 """Cards: numbers rendered from results.json, names that agree, and code that runs as it stands."""
 
+import copy
+import functools
 import importlib
+import itertools
 import json
 import os
 import re
@@ -8,7 +11,10 @@ import subprocess
 import sys
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -59,7 +65,7 @@ def test_card_names_agree(name):
     recipe = recipes()[name]()
     assert recipe.name == name
     data = ModelCard.load(CARDS[name] / "README.md").data
-    assert data.datasets == (None if recipe.data.startswith("sklearn/") else [recipe.data])
+    assert (data.datasets or []) == cards.on_the_hub(cards.names_of(recipe.data))
 
 
 def test_every_recipe_has_a_card():
@@ -311,16 +317,133 @@ def change(folder: Path, **values) -> None:
     (folder / "results.json").write_text(json.dumps(RESULTS | values))
 
 
-def test_the_example_keeps_the_schema():
-    jsonschema.validate(RESULTS, SCHEMA, jsonschema.Draft202012Validator)
+# The same for word vectors.
+SIMILARITY = {
+    "metric": "spearman",
+    "value": 0.654321,
+    "std": None,
+    "dataset": "word_eval/wordsim353",
+    "split": "all",
+    "num_items": 1338,
+    "coverage": 0.9575,
+    "seed": 0,
+    "command": "genzoo evaluate model_cards/words",
+    "hardware": "2 CPU cores",
+    "seconds": 60.0,
+    "versions": {"torch": "2.13.0"},
+    "reference": False,
+}
+COMPARISON = {
+    "title": "Word similarity",
+    "about": "Every method sees the same words as often.",
+    "metrics": ["spearman/wordsim353", "words_per_cpu_second"],
+    "rows": [
+        {
+            "name": "JoSE",
+            "settings": {"variant": "paper", "margin": 0.15},
+            "values": {
+                "spearman/wordsim353": [0.61, 0.63],
+                "words_per_cpu_second": [123400.0, 125600.0],
+            },
+            "seconds": [61.5, 60.5],
+            "command": "bench_jose.py --seeds 2",
+        },
+        {
+            "name": "word2vec",
+            "settings": {},
+            "values": {"spearman/wordsim353": [0.6, 0.62]},
+            "command": "bench_jose.py --seeds 2",
+        },
+    ],
+    "hardware": "2 CPU cores",
+    "versions": {"gensim": "4.4.0"},
+    "dataset": "english_corpora + owner/reviews",
+    "split": "train",
+}
+WORDS = {
+    "name": "words",
+    "recipe": "words",
+    "task": "feature-extraction",
+    "training": {
+        "command": "genzoo train words",
+        "dataset": "english_corpora + owner/reviews",
+        "split": "train",
+        "num_epochs": 10,
+        "num_words": 98765432,
+        "seed": 0,
+        "num_processes": 1,
+        "seconds": 3480.5,
+        "hardware": "2 CPU cores",
+        "versions": {"torch": "2.13.0"},
+    },
+    "evaluation": [
+        SIMILARITY,
+        SIMILARITY | {"metric": "kmeans_nmi", "value": 0.5, "std": 0.0321, "num_repeats": 10},
+    ],
+    "comparison": [COMPARISON],
+}
 
 
-def test_schema_and_rendering_know_the_same_fields():
-    for record, definition in ((cards._Training, "training"), (cards._Measurement, "measurement")):
-        fields = list(record.__dataclass_fields__)
-        assert list(SCHEMA["$defs"][definition]["properties"]) == fields
-        required = [name for name in fields if name != "init"]
-        assert SCHEMA["$defs"][definition]["required"] == required
+def without(record: dict, key: str) -> dict:
+    return {name: value for name, value in record.items() if name != key}
+
+
+def test_the_examples_keep_the_schema():
+    for results in (RESULTS, WORDS):
+        jsonschema.validate(results, SCHEMA, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    ("definition", "common", "kinds"),
+    [
+        ("training", cards._Training, [cards._ImageTraining, cards._TextTraining]),
+        ("measurement", cards._Measurement, [cards._ImageMeasurement]),
+        ("comparison", cards._Comparison, []),
+        ("compared", cards._Compared, []),
+    ],
+)
+def test_schema_and_rendering_know_the_same_fields(definition, common, kinds):
+    schema, names = SCHEMA["$defs"][definition], [field.name for field in fields(common)]
+    required = [field.name for field in fields(common) if field.default is MISSING]
+    assert sorted(schema["required"]) == sorted(required)
+    own = [[f.name for f in fields(kind) if f.name not in names] for kind in kinds]
+    assert list(schema["properties"]) == [*names, *itertools.chain(*own)]
+    assert [kind["required"] for kind in schema.get("oneOf", []) if "required" in kind] == own
+
+
+def variants(record: dict) -> Iterator[dict]:
+    """A record without one of its fields, or with one more."""
+    more = {"num_steps": 3, "num_epochs": 3, "num_words": 3, "num_real": 3, "truncation": None}
+    more |= {"num_items": 3, "coverage": 0.5, "num_repeats": None, "seconds": None, "sed": 0}
+    yield from (without(record, name) for name in record)
+    yield from (record | {name: value} for name, value in more.items() if name not in record)
+
+
+@pytest.mark.parametrize(
+    ("results", "place"),
+    [
+        (RESULTS, ["training"]),
+        (RESULTS, ["evaluation", 1]),
+        (WORDS, ["training"]),
+        (WORDS, ["evaluation", 1]),
+        (WORDS, ["comparison", 0]),
+        (WORDS, ["comparison", 0, "rows", 0]),
+    ],
+)
+def test_schema_and_rendering_refuse_the_same(tmp_path, results, place):
+    changed = copy.deepcopy(results)
+    *way, last = place
+    parent = functools.reduce(lambda part, key: part[key], way, changed)
+    for variant in variants(parent[last]):
+        parent[last] = variant
+        (tmp_path / "results.json").write_text(json.dumps(changed))
+        try:
+            cards._load_results(tmp_path / "results.json")
+            is_taken = True
+        except ValueError:
+            is_taken = False
+        is_valid = jsonschema.Draft202012Validator(SCHEMA).is_valid(changed)
+        assert is_taken == is_valid, variant
 
 
 def test_numbers_of_a_card(folder):
@@ -354,6 +477,104 @@ def test_rendering_again_changes_nothing(folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert cards.render_card(folder) == []
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_numbers_of_a_card_about_words(folder):
+    """The table has no column about images, and a place for the comparison is filled."""
+    text = CARD + "\n<!-- comparison -->\n<!-- /comparison -->\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    change(folder, **WORDS)
+    cards.render_card(folder)
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    data = "word_eval/wordsim353, all"
+    for line in (
+        "| metric | value | data | items | coverage | repeats | seed |",
+        f"| Spearman ↑ | 0.6543 | {data} | 1,338 | 95.8% | - | 0 |",
+        f"| k-means NMI ↑ | 0.500 ± 0.032 | {data} | 1,338 | 95.8% | 10 | 0 |",
+        "- data: english_corpora + owner/reviews, train",
+        "- length: 10 epochs, 98,765,432 words",
+        "### Word similarity",
+        "Every method sees the same words as often.",
+        "| method | Spearman ↑ (wordsim353) | Words per CPU second ↑ |",
+        "| JoSE | **0.620 ± 0.014** | **124,500 ± 1,556** |",
+        "| word2vec | 0.610 ± 0.014 | - |",
+        "Mean ± standard deviation of 2 seeds, english_corpora + owner/reviews, train, "
+        "on 2 CPU cores; gensim 4.4.0.",
+    ):
+        assert line in lines, line
+    assert cards.render_card(folder) == []
+
+    data = ModelCard.load(folder / "README.md").data
+    assert data.eval_results[0].metric_args == {"num_items": 1338, "coverage": 0.9575, "seed": 0}
+    change(folder, **WORDS | {"evaluation": [SIMILARITY | {"dataset": "owner/faces"}]})
+    cards.render_card(folder)
+    entries = yaml.safe_load((folder / ".eval_results/owner--faces.yaml").read_text("utf-8"))
+    assert entries[0]["notes"] == "all split, 1338 items, coverage 95.8%, seed 0"
+
+    change(folder, **without(WORDS, "comparison"))
+    cards.render_card(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- comparison -->\n\n{cards.NOT_COMPARED}\n\n<!-- /comparison -->" in text
+
+
+def test_a_table_has_the_columns_that_a_row_fills():
+    """Rows about images and about words in one table."""
+    header, images, words = cards.results_table([MEASUREMENT, SIMILARITY])
+    assert header == [
+        *("metric", "value", "data", "real / generated images", "feature network", "truncation"),
+        *("items", "coverage", "seed"),
+    ]
+    assert images[3:] == [
+        "10,000 / 10,000",
+        "feature-net-faces (0123456789ab)",
+        "off",
+        "-",
+        "-",
+        "0",
+    ]
+    assert words[3:] == ["-", "-", "-", "1,338", "95.8%", "0"]
+    header, row = cards.results_table([SIMILARITY | {"reference": True, "metric": "new_score"}])
+    assert row[0] == "New score (reference)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "column"),
+    [
+        ("fid", [[3.0], [2.0], [2.0]], ["FID ↓", "3.000", "**2.000**", "**2.000**"]),
+        ("spearman/men", [[0.5, 0.5], None], ["Spearman ↑ (men)", "**0.5000 ± 0.0000**", "-"]),
+        ("recall", [None], ["Recall ↑", "-"]),
+        ("new_score", [[2.0], [3.0]], ["New score", "2.000", "3.000"]),
+    ],
+)
+def test_a_column_of_a_comparison(metric, values, column):
+    """The best is bold, wherever better is; where nobody knows, nothing is."""
+    assert cards._comparison_column(metric, values) == column
+
+
+def test_one_seed_has_no_spread():
+    values = {"spearman/wordsim353": [0.61]}
+    one = [row | {"values": values} for row in COMPARISON["rows"]]
+    block = cards._comparison_block(cards._comparison(COMPARISON | {"rows": one}, "here"))
+    assert "| JoSE | **0.6100** | - |" in block
+    assert "\nOne seed, english_corpora + owner/reviews, train, on 2 CPU cores;" in block
+    block = cards._comparison_block(
+        cards._comparison(COMPARISON | {"rows": [one[0], COMPARISON["rows"][1]]}, "here")
+    )
+    assert "\nMean ± standard deviation of 1 to 2 seeds, " in block
+
+
+def test_data_sets_of_a_new_card(folder, monkeypatch):
+    """Those of the recipe that are on the Hub, unless the training had others."""
+    recipe = SimpleNamespace(data=["english_corpora", "owner/reviews"])
+    monkeypatch.setattr(cards, "recipes", lambda: {"words": lambda: recipe})
+    change(folder, **WORDS)
+    matter = yaml.safe_load(cards._plain_front_matter(folder))
+    assert matter["datasets"] == ["owner/reviews"]
+    assert matter["pipeline_tag"] == "feature-extraction"
+    change(folder, **WORDS | {"training": WORDS["training"] | {"dataset": "owner/reviews"}})
+    assert "datasets" not in yaml.safe_load(cards._plain_front_matter(folder))
+    recipe.data = "owner/reviews"
+    assert yaml.safe_load(cards._plain_front_matter(folder))["datasets"] == ["owner/reviews"]
 
 
 def test_results_for_the_hub(folder):
@@ -422,8 +643,7 @@ def test_duration(seconds, shown):
     assert cards._duration(seconds) == shown
 
 
-def without(record: dict, key: str) -> dict:
-    return {name: value for name, value in record.items() if name != key}
+BROKEN = COMPARISON["rows"][0] | {"values": {"spearman/wordsim353": [0.5, float("inf")]}}
 
 
 @pytest.mark.parametrize(
@@ -433,6 +653,22 @@ def without(record: dict, key: str) -> dict:
         ({"evaluation": [MEASUREMENT, {}]}, r"evaluation\[1\] has no field 'metric'"),
         ({"evaluation": [MEASUREMENT | {"sed": 0}]}, r"\[0\] has the unknown field 'sed'"),
         ({"evaluation": [MEASUREMENT | {"value": float("nan")}]}, "value is nan"),
+        ({"evaluation": [without(MEASUREMENT, "num_real")]}, r"\[0\] has no field 'num_real'"),
+        ({"training": without(RESULTS["training"], "num_images")}, "has no field 'num_images'"),
+        ({"comparison": [without(COMPARISON, "about")]}, r"comparison\[0\] has no field 'about'"),
+        (
+            {"comparison": [COMPARISON | {"rows": [without(COMPARISON["rows"][0], "name")]}]},
+            r"comparison\[0\]\.rows\[0\] has no field 'name'",
+        ),
+        (
+            {"comparison": [COMPARISON | {"metrics": ["words_per_cpu_second"]}]},
+            r"rows\[0\]\.values\['spearman/wordsim353'\] is of none of the metrics",
+        ),
+        (
+            {"comparison": [COMPARISON | {"rows": [BROKEN]}]},
+            r"values\['spearman/wordsim353'\] is \[0.5, inf\], which is not a result",
+        ),
+        ({"comparison": [COMPARISON | {"rows": []}]}, r"comparison\[0\] has nothing to compare"),
     ],
 )
 def test_wrong_results_are_named_and_leave_the_card_alone(folder, values, message):

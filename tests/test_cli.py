@@ -19,6 +19,7 @@ import genzoo
 from genzoo import __main__ as cli
 from genzoo import loading
 from genzoo.gan.losses import hinge_d
+from genzoo.jose import build_tokenizer
 
 TINY = [
     "--set=num_steps=2",
@@ -51,6 +52,12 @@ def trained(tmp_path_factory):
     assert cli.main(["train", "selfmod-gan-digits", "--output", str(root / "gan"), *TINY]) == 0
     judge = ["train", "feature-net-digits", "--output", str(root / "judge"), *TINY_JUDGE]
     assert cli.main(judge) == 0
+    # Word vectors, which nobody trained.
+    config = genzoo.JoseConfig(vocab_size=3, embedding_dim=4, has_context_embeddings=False)
+    genzoo.JoseModel(config).save_pretrained(root / "words")
+    build_tokenizer(["king", "queen"]).save_pretrained(root / "words")
+    results = {"name": "words", "recipe": "feature-net-digits", "task": "feature-extraction"}
+    (root / "words/results.json").write_text(json.dumps(results))
     return root
 
 
@@ -141,6 +148,7 @@ def test_wrong_input_gets_one_line(refused, words, sentence):
         ("sample gan --truncation 0", "truncation must be positive"),
         ("sample gan --out grid.nothing", "unknown file extension"),
         ("sample judge", "judge makes no images; its task is image-classification"),
+        ("sample words", "words makes no images; its task is feature-extraction"),
         ("evaluate gan --features nothing", "there is no checkpoint 'nothing'"),
         (
             "evaluate judge --truncation 1",
@@ -349,6 +357,48 @@ def test_list_names_every_recipe(capsys, monkeypatch, tmp_path):
     assert table["feature-net-digits"][-2:] == ["-", "-"]
 
 
+def test_list_shows_the_parameters_of_the_checkpoint(capsys, monkeypatch, trained):
+    """Of the recipe where there is none, as far as it knows."""
+
+    @dataclasses.dataclass
+    class Recipe:
+        model: genzoo.JoseConfig
+
+    recipes = {name: lambda: Recipe(genzoo.JoseConfig()) for name in ("jose-a", "jose-b")}
+    monkeypatch.setattr(loading, "recipes", lambda: recipes)
+    monkeypatch.setattr(loading, "card_folders", lambda: {"jose-b": trained / "words"})
+    assert cli.main(["list"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["jose-a", "Jose", "feature-extraction", "-", "-", "-"],
+        ["jose-b", "Jose", "feature-extraction", "12", "-", "here"],
+    ]
+
+
+def test_a_result_is_shown_on_any_terminal(monkeypatch, tmp_path):
+    """Also on one that knows neither arrows nor Chinese."""
+    with (tmp_path / "terminal").open("w", encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        cli.show("Spearman ↑  0.50")
+    assert (tmp_path / "terminal").read_text() == "Spearman ?  0.50\n"
+
+
+def test_settings_reach_a_recipe_for_words():
+    """Of several corpora, and with fields that follow from others."""
+
+    @dataclasses.dataclass
+    class Recipe:
+        model: genzoo.JoseConfig
+        data: list[str]
+
+    recipe = Recipe(genzoo.JoseConfig(embedding_dim=50), ["english_corpora", "owner/reviews"])
+    changed = cli.with_settings(recipe, ["data=a,owner/b", "model.window_size=7"])
+    assert changed.data == ["a", "owner/b"]
+    config = genzoo.JoseConfig(embedding_dim=50, window_size=7)
+    assert changed.model.to_dict() == config.to_dict()
+    assert cli.with_settings(recipe, []) == recipe
+
+
 def test_train_says_where_the_checkpoint_is(capsys, tmp_path):
     assert cli.main(["train", "selfmod-gan-digits", *TINY]) == 0
     assert (
@@ -412,14 +462,8 @@ def test_evaluate_keeps_other_numbers(capsys, gan, trained):
     assert more["evaluation"][: len(keys)] == again["evaluation"]
     assert {row["seed"] for row in more["evaluation"][len(keys) :]} == {1}
     assert more["training"] == first["training"]
-    assert out.splitlines()[0].split() == [
-        "metric",
-        "value",
-        "data",
-        "real",
-        "generated",
-        "through",
-    ]
+    header = "metric value data real / generated images feature network truncation seed"
+    assert out.splitlines()[0].split() == header.split()
     assert any(
         line.startswith("FID ") and "sklearn/digits, test" in line for line in out.splitlines()
     )

@@ -29,6 +29,7 @@ from transformers import BertConfig, BertModel
 import genzoo
 from genzoo import GANPipeline, downloads, hub, loading
 from genzoo.gan import modeling_selfmod_gan
+from genzoo.jose import build_tokenizer
 from hub_server import Hub
 
 REPOSITORY = Path(__file__).parents[1]
@@ -293,6 +294,66 @@ def test_a_feature_network_goes_out_and_comes_back(server, new_client):
     assert f'AutoModelForImageClassification.from_pretrained("{done["repository"]}"' in code
 
 
+def make_words(folder: Path) -> Path:
+    """What a training on a small corpus leaves."""
+    words = ["king", "queen", "sea", "ship"]
+    config = genzoo.JoseConfig(
+        vocab_size=5, embedding_dim=8, num_documents=3, has_context_embeddings=False
+    )
+    genzoo.JoseModel(config).save_pretrained(folder)
+    build_tokenizer(words, lowercase=True).save_pretrained(folder)
+    (folder / "documents.json").write_text('{"names": ["a", "b", "c"]}')
+    (folder / "word_counts.json").write_text(json.dumps({word: 9 for word in words}))
+    results = {"name": folder.name, "recipe": "words", "task": "feature-extraction"}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_word_vectors_go_out_and_come_back(server, new_client):
+    def embed(repository: str) -> list:
+        import sys
+
+        import torch
+        from transformers import AutoModel, AutoTokenizer, pipeline
+
+        doors, trust = [pipeline], {"trust_remote_code": True}
+        if sys.modules.get("genzoo", 1) is not None:
+            import genzoo
+
+            doors, trust = [pipeline, lambda task, model: genzoo.pipeline(model=model)], {}
+        pipes = [door("feature-extraction", model=repository, **trust) for door in doors]
+        model = AutoModel.from_pretrained(repository, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(repository, **trust)
+        text = "The queen of the SEA"
+        with torch.no_grad():
+            vectors = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        assert all(type(pipe.model) is type(model) for pipe in pipes)
+        assert all(pipe.task == "feature-extraction" for pipe in pipes)
+        return [[vectors.tolist(), *(pipe(text) for pipe in pipes)], type(model).__module__]
+
+    me = new_client("your-name")
+    folder = make_words(me.folder / "my_words")
+    (done,) = me.run(publish, [folder], "your-name", {})
+    files = published(server, "your-name/my_words")
+    for name in ("tokenizer.json", "documents.json", "word_counts.json"):
+        assert files[name] == (folder / name).read_bytes()
+
+    table = load_file(folder / "model.safetensors")["word_embeddings.weight"]
+    nothing = torch.zeros(8)
+    expected = torch.stack([nothing, table[2], nothing, nothing, table[3]])[None].tolist()
+    for without_genzoo, place, ways in ((False, "genzoo", 3), (True, "transformers_modules", 2)):
+        client = new_client(without_genzoo=without_genzoo)
+        vectors, module = client.run(embed, done["repository"])
+        assert vectors == [expected] * ways
+        assert module.partition(".")[0] == place
+
+    card = ModelCard(files["README.md"].decode())
+    with_genzoo, without = blocks(card.text.partition("## From the Hub")[2], "python")
+    assert 'genzoo.pipeline(model="your-name/my_words")' in with_genzoo
+    for name in ("AutoTokenizer", "AutoModel"):
+        assert f'{name}.from_pretrained("your-name/my_words", trust_remote_code=True)' in without
+
+
 # Flattening and staging
 
 
@@ -500,6 +561,21 @@ def test_weights_that_do_not_fit_are_not_published(tmp_path, damage, sentence):
         hub.publish(folder, "owner", dry_run=True)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"it has no config\.json"):
+        hub.publish(folder, "owner", dry_run=True)
+
+
+def test_what_a_stranger_tries(tmp_path):
+    """A tokenizer, too, is loaded and tried, with words that it knows and one that it does not."""
+    folder = make_words(tmp_path / "words")
+    build_tokenizer(["x", "xx", "queen", "xxxx"]).save_pretrained(folder)
+    models = {"": "AutoModel"}
+    (tmp_path / "staged").mkdir()
+    assert hub.stage(folder, "owner/words", tmp_path / "staged") == models
+    found = hub.run_everything(str(tmp_path / "staged"), models)
+    assert found[".input_ids"].tolist() == [[0, 1, 2, 3, 4, 0]], "the last is xxx"
+    assert found["..last_hidden_state"].shape == (3, 4, 8)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="the checkpoint cannot be loaded"):
         hub.publish(folder, "owner", dry_run=True)
 
 

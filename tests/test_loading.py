@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers.pipelines
+from transformers import GPT2Config
 
 import genzoo
 from genzoo import downloads, loading
 from genzoo.gan.pipeline_gan import GANPipeline
+from genzoo.jose import build_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = "selfmod-gan-fashion-mnist"
@@ -33,6 +35,17 @@ def make_checkpoint(folder: Path, num_classes: int = 2) -> Path:
         modulation_size=2,
     )
     GANPipeline(genzoo.SelfModGANGenerator(config)).save_pretrained(folder)
+    return folder
+
+
+def make_words(folder: Path) -> Path:
+    """The smallest folder that a pipeline for word vectors opens."""
+    words = ["king", "queen", "sea"]
+    config = genzoo.JoseConfig(vocab_size=4, embedding_dim=8, has_context_embeddings=False)
+    genzoo.JoseModel(config).save_pretrained(folder)
+    build_tokenizer(words).save_pretrained(folder)
+    results = {"name": "words", "recipe": "words", "task": "feature-extraction"}
+    (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
@@ -239,6 +252,21 @@ def test_pipeline_hands_other_tasks_to_transformers(monkeypatch, tmp_path, hub):
     assert calls[-1] == ((None,), {"model": "owner/name", **no_code})
 
 
+@pytest.mark.parametrize("task", [None, "feature-extraction"])
+def test_pipeline_opens_word_vectors(tmp_path, monkeypatch, task):
+    """By the task of transformers that results.json names: a folder, or a name."""
+    folder = make_words(tmp_path / "words")
+    monkeypatch.setattr(loading, "card_folders", lambda: {"my-words": folder})
+    table = genzoo.JoseModel.from_pretrained(folder).word_embeddings.weight
+    for model in (folder, str(folder), "my-words"):
+        pipe = genzoo.pipeline(task, model=model)
+        assert isinstance(pipe, transformers.pipelines.FeatureExtractionPipeline)
+        assert isinstance(pipe.model, genzoo.JoseModel)
+        vectors = torch.tensor(pipe("queen unheard king")[0])  # (T, D)
+        assert torch.equal(vectors[[0, 2]], table[[2, 1]])
+        assert not vectors[1].any()
+
+
 def test_pipeline_says_what_a_model_can_do(unlabelled, checkpoint, tmp_path):
     with pytest.raises(
         ValueError, match="cannot do class-to-image; it can do unconditional-image-gen"
@@ -282,6 +310,33 @@ def test_recipes_go_by_their_checkpoints_names(name):
     assert name == function().name == function.__name__.replace("_", "-")
     room = loading.room_of(function)
     assert callable(room.train) and callable(room.evaluate)
+
+
+def test_a_config_says_what_its_model_does():
+    words = genzoo.JoseConfig(vocab_size=5, num_documents=3, embedding_dim=2)
+    assert loading.describe(words) == ("feature-extraction", 2 * 5 * 2 + 3 * 2)
+    # That of a recipe, which has not seen the corpus.
+    assert loading.describe(genzoo.JoseConfig()) == ("feature-extraction", None)
+    judge = genzoo.FeatureNetConfig(image_size=9, hidden_sizes=[3], num_blocks=[1])
+    count = genzoo.FeatureNetForImageClassification(judge).num_parameters()
+    assert loading.describe(judge) == ("image-classification", count)
+    small = {"n_layer": 1, "n_head": 1, "n_embd": 2, "n_positions": 4, "vocab_size": 5}
+    writer = GPT2Config(**small, bos_token_id=0, eos_token_id=0)
+    task, count = loading.describe(writer)
+    assert task == "text-generation"
+    # The same without the head, as a checkpoint says.
+    writer.architectures = ["GPT2Model"]
+    assert loading.describe(writer) == ("feature-extraction", count)
+
+
+def test_the_config_of_a_checkpoint(checkpoint, tmp_path):
+    """Where it lies; of a pipeline, that of the network which makes the images."""
+    assert loading.config_of(checkpoint).model_type == "genzoo_selfmod_gan"
+    assert loading.config_of(make_words(tmp_path / "words")).vocab_size == 4
+    assert loading.config_of(tmp_path) is None
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
+    with pytest.raises(ValueError, match="holds a DDPMPipeline, which is none of genzoo's"):
+        loading.config_of(tmp_path)
 
 
 def test_find_recipe_names_the_closest():

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from genzoo.data import ImageDataset
-from genzoo.loading import recipes, room_of
+from genzoo.loading import ROOMS, recipes, room_of
 
 # One server process imports the libraries once; each run is a fork of it, a process of its own that
 # can be killed.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["genzoo.gan.recipes", "genzoo.features.recipes"])
+CONTEXT.set_forkserver_preload([f"genzoo.{room}.recipes" for room in ROOMS])
 
 
 def random_images(recipe) -> ImageDataset:
@@ -31,6 +31,13 @@ def random_images(recipe) -> ImageDataset:
     shape = (len(labels), config.num_channels, config.image_size, config.image_size)
     images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     return ImageDataset(images, labels, names, "noise", "train")
+
+
+def random_texts() -> list[str]:
+    """A few documents of invented words."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = (torch.rand(40, 30, generator=generator) ** 2 * 50).long()
+    return [" ".join(f"w{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in row) for row in numbers]
 
 
 def child(
@@ -71,12 +78,13 @@ def child(
     recipe = function().smoke()
     # Deterministic weights want a small network where the recipe's is for a GPU; the path through
     # the code is the same.
+    changes = (changes or {}) | {"use_compile": False}
+    fields = {field.name for field in dataclasses.fields(recipe)}
     recipe = dataclasses.replace(
-        recipe,
-        **(changes or {}),
-        **({"use_compile": False} if hasattr(recipe, "use_compile") else {}),
+        recipe, **{name: value for name, value in changes.items() if name in fields}
     )
-    room_of(function).train(recipe, random_images(recipe), output_dir=output_dir, resume=resume)
+    data = random_images(recipe) if hasattr(recipe.model, "image_size") else random_texts()
+    room_of(function).train(recipe, data, output_dir=output_dir, resume=resume)
 
 
 def run(*args, num_processes: int = 1, **kwargs) -> list[int]:
@@ -170,7 +178,7 @@ def test_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path):
     check_equal(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("name", ["selfmod-gan-digits", "feature-net-digits"])
+@pytest.mark.parametrize("name", ["selfmod-gan-digits", "feature-net-digits", "jose-20news"])
 def test_killed_run_of_two_processes_resumes_to_the_same_bits(name: str, tmp_path: Path):
     changes = {"log_every": 1, "batch_size": 4}
     assert run(name, str(tmp_path / "whole"), changes, num_processes=2) == [0, 0]

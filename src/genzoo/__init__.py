@@ -1,4 +1,4 @@
-"""A zoo of generative models that Hugging Face's loaders know.
+"""A zoo of generative and embedding models that Hugging Face's loaders know.
 
 Importing genzoo registers its models with the Auto classes of transformers, and no more than that:
 what needs diffusers, a data set or a training loop is imported when it is first asked for.
@@ -17,9 +17,11 @@ from .gan import (
     SelfModGANDiscriminator,
     SelfModGANGenerator,
 )
+from .jose import JoseConfig, JoseModel, SphericalSGD
 
 if TYPE_CHECKING:
     from .gan.pipeline_gan import GANPipeline
+    from .jose.vectors import JoseVectors
     from .loading import locate, pipeline
 
     __version__: str
@@ -31,15 +33,24 @@ __all__ = [
     "FeatureNetConfig",
     "FeatureNetForImageClassification",
     "GANPipeline",
+    "JoseConfig",
+    "JoseModel",
+    "JoseVectors",
     "SelfModGANConfig",
     "SelfModGANDiscriminator",
     "SelfModGANGenerator",
+    "SphericalSGD",
     "__version__",
     "locate",
     "pipeline",
 ]
 
-_LAZY = {"GANPipeline": ".gan.pipeline_gan", "locate": ".loading", "pipeline": ".loading"}
+_LAZY = {
+    "GANPipeline": ".gan.pipeline_gan",
+    "JoseVectors": ".jose.vectors",
+    "locate": ".loading",
+    "pipeline": ".loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -75,7 +75,9 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    parser = _Parser(prog="genzoo", description="A zoo of generative models.", allow_abbrev=False)
+    parser = _Parser(
+        prog="genzoo", description="A zoo of generative and embedding models.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
@@ -92,8 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--data",
         metavar="PATH_OR_ID",
-        help="images in the place of the recipe's: a Hub id, "
-        "a parquet mirror of one, or a folder of pictures, whose sub-folders are the classes",
+        help="data in the place of the recipe's: a Hub id, a parquet mirror of one, or, "
+        "for images, a folder of pictures, whose sub-folders are the classes",
     )
     train.add_argument(
         "--init", metavar="MODEL", help="a checkpoint to start from: folder, Hub id or name"
@@ -144,9 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
         "measure a checkpoint, and write the numbers into its results.json and card",
     )
     evaluate.add_argument("folder", metavar="FOLDER", help="of a checkpoint")
-    evaluate.add_argument(
-        "--data", metavar="PATH_OR_ID", help="images in the place of the recipe's"
-    )
+    evaluate.add_argument("--data", metavar="PATH_OR_ID", help="data in the place of the recipe's")
     evaluate.add_argument(
         "--features", metavar="MODEL", help="the network to look through (default: the recipe's)"
     )
@@ -181,15 +181,15 @@ def list_command(options: argparse.Namespace) -> None:
     rows = [["name", "method", "task", "parameters", "result", "weights"]]
     folders = loading.card_folders()
     for name, recipe in sorted(loading.recipes().items()):
-        config = recipe().model
-        task, num_parameters = loading.describe(config)
         card = folders.get(name)
+        config = (loading.config_of(card) if card else None) or recipe().model
+        task, num_parameters = loading.describe(config)
         rows.append(
             [
                 name,
                 type(config).__name__.removesuffix("Config"),
                 task,
-                f"{num_parameters:,}",
+                "-" if num_parameters is None else f"{num_parameters:,}",
                 (cards.headline(card) if card else None) or "-",
                 "here" if card and loading.has_weights(card) else "-",
             ]
@@ -326,7 +326,7 @@ def measure(
 
     Args:
         folder: Of the checkpoint.
-        data: Images in the place of those that it was trained on.
+        data: In the place of those that the room measures with.
         features: The network to look through, in the place of the one that the recipe names.
         settings: What else the room's `evaluate` takes; what is None keeps its default.
 
@@ -370,6 +370,7 @@ def measured_as(row: dict[str, Any]) -> tuple:
         "num_generated",
         "feature_network",
         "truncation",
+        "num_repeats",
         "seed",
         "reference",
     )
@@ -511,20 +512,7 @@ def write_grid(
 
 def show_measurements(rows: Iterable[dict[str, Any]]) -> None:
     """Shows rows of results.json."""
-    table = [["metric", "value", "data", "real", "generated", "through"]]
-    for row in rows:
-        spread = "" if row["std"] is None else f" ± {row['std']:.2g}"
-        table.append(
-            [
-                cards.metric_name(row) + (" (real images)" if row["reference"] else ""),
-                f"{row['value']:.4g}{spread}",
-                f"{row['dataset']}, {row['split']}",
-                f"{row['num_real'] or '-'}",
-                f"{row['num_generated'] or '-'}",
-                row["feature_network"] or "-",
-            ]
-        )
-    show_table(table)
+    show_table(cards.results_table(rows))
 
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:
@@ -536,7 +524,8 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
 
 def show(line: str) -> None:
     """Writes a result to stdout, at once: progress bars and warnings go to stderr."""
-    sys.stdout.write(line + "\n")
+    encoding = sys.stdout.encoding or "utf-8"  # which may lack an arrow
+    sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
     sys.stdout.flush()
 
 

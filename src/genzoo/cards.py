@@ -8,8 +8,10 @@ and `render_card` carries them over.
 import json
 import math
 import re
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, TypeVar, cast
 
 from huggingface_hub import (
@@ -27,6 +29,7 @@ from .runtime import write_atomically
 NOT_TRAINED = "Not trained yet: recipe only."
 NOT_RECORDED = "There is no record of the training."
 NOT_EVALUATED = "Trained, but not evaluated yet."
+NOT_COMPARED = "Not measured yet."
 
 # Task of the zoo -> the one under which the Hub lists it.
 HUB_TASKS = {"class-to-image": "unconditional-image-generation"}
@@ -40,7 +43,23 @@ METRICS = {
     "recall": ("Recall", "↑"),
     "class_accuracy": ("Class accuracy", "↑"),
     "accuracy": ("Accuracy", "↑"),
+    "spearman": ("Spearman", "↑"),
+    "analogy_accuracy": ("Analogy accuracy", "↑"),
+    "knn_f1_macro": ("k-NN F1, macro", "↑"),
+    "knn_f1_micro": ("k-NN F1, micro", "↑"),
+    "kmeans_nmi": ("k-means NMI", "↑"),
+    "kmeans_ari": ("k-means ARI", "↑"),
+    "kmeans_purity": ("k-means purity", "↑"),
+    "kmeans_mi": ("k-means MI", "↑"),
+    "skmeans_nmi": ("Spherical k-means NMI", "↑"),
+    "skmeans_ari": ("Spherical k-means ARI", "↑"),
+    "skmeans_purity": ("Spherical k-means purity", "↑"),
+    "skmeans_mi": ("Spherical k-means MI", "↑"),
+    "words_per_cpu_second": ("Words per CPU second", "↑"),
 }
+
+
+# The records of results.json. Its fields tell which subclass a record is of (see `_record`).
 
 
 @dataclass(kw_only=True)
@@ -48,9 +67,6 @@ class _Training:
     command: str
     dataset: str
     split: str
-    num_steps: int
-    num_images: int
-    batch_size: int
     seed: int
     num_processes: int
     seconds: float
@@ -60,17 +76,38 @@ class _Training:
 
 
 @dataclass(kw_only=True)
+class _ImageTraining(_Training):
+    num_steps: int
+    num_images: int
+    batch_size: int
+
+    @property
+    def length(self) -> str:
+        images = f"{self.num_images:,} images in batches of {self.batch_size}"
+        return f"{self.num_steps:,} steps, {images}"
+
+
+@dataclass(kw_only=True)
+class _TextTraining(_Training):
+    num_epochs: int
+    num_words: int
+
+    @property
+    def length(self) -> str:
+        epochs = "1 epoch" if self.num_epochs == 1 else f"{self.num_epochs:,} epochs"
+        return f"{epochs}, {self.num_words:,} words"
+
+
+@dataclass(kw_only=True)
 class _Measurement:
     metric: str
     value: float
     std: float | None
     dataset: str
     split: str
-    num_real: int | None
-    num_generated: int | None
-    feature_network: str | None
-    feature_network_sha256: str | None
-    truncation: float | None
+    num_items: int | None = None
+    coverage: float | None = None
+    num_repeats: int | None = None
     seed: int
     command: str
     hardware: str
@@ -79,14 +116,45 @@ class _Measurement:
     reference: bool
 
 
+@dataclass(kw_only=True)
+class _ImageMeasurement(_Measurement):
+    num_real: int | None
+    num_generated: int | None
+    feature_network: str | None
+    feature_network_sha256: str | None
+    truncation: float | None
+
+
+@dataclass(kw_only=True)
+class _Comparison:
+    title: str
+    about: str
+    metrics: list[str]
+    rows: list[Any]  # of _Compared
+    hardware: str
+    versions: dict[str, str]
+    dataset: str
+    split: str
+
+
+@dataclass(kw_only=True)
+class _Compared:
+    name: str
+    settings: dict[str, Any]
+    values: dict[str, list[float]]
+    seconds: list[float] | None = None
+    command: str
+
+
 def render_card(folder: str | Path) -> list[Path]:
     """Carries the numbers of `results.json` over into a card; doing it again changes nothing.
 
     Three things are written, and nothing else is touched:
 
-    - in `README.md`, what stands between `<!-- results -->` and `<!-- /results -->`, and between
-      `<!-- training -->` and `<!-- /training -->`; a folder without weights says there that it has
-      none;
+    - in `README.md`, what stands between `<!-- results -->` and `<!-- /results -->`, between
+      `<!-- training -->` and `<!-- /training -->`, and, in a card that has it, between
+      `<!-- comparison -->` and `<!-- /comparison -->`; a folder without weights says in the first
+      two that it has none;
     - in its front matter, `model-index`, the older form in which the Hub takes results; the other
       keys keep their values and order, though not YAML comments;
     - `.eval_results/*.yaml`, the newer form, one file for each data set that the front matter lists
@@ -128,6 +196,10 @@ def render_card(folder: str | Path) -> list[Path]:
     training_block = _training_block(training) if training else unknown
     card.text = _fill(card.text, "results", results_block, readme)
     card.text = _fill(card.text, "training", training_block, readme)
+    if "<!-- comparison -->" in card.text:
+        tables = map(_comparison_block, results["comparison"])
+        comparison_block = "\n\n".join(tables) or NOT_COMPARED
+        card.text = _fill(card.text, "comparison", comparison_block, readme)
     task = data.pipeline_tag or results["task"]
     data.model_name = results["name"] if measured else None
     data.eval_results = [_model_index_entry(row, task) for row in measured] or None
@@ -183,7 +255,7 @@ def complete_card(folder: Path, repository: str, models: dict[str, str]) -> None
     card = ModelCard.load(readme)
     tags = cast(ModelCardData, card.data).tags or []
     cast(ModelCardData, card.data).tags = tags if "genzoo" in tags else [*tags, "genzoo"]
-    block = _from_the_hub_block(repository, models)
+    block = _from_the_hub_block(repository, models, (folder / "tokenizer.json").is_file())
     card.text = _fill(card.text, "from-the-hub", block, readme)
     readme.write_text(str(card), encoding="utf-8", newline="\n")
 
@@ -197,15 +269,24 @@ def _plain_front_matter(folder: Path) -> str:
     }
     if task:
         matter["pipeline_tag"] = HUB_TASKS.get(task, task)
-    # The recipe's own data are on the Hub, unless a library brings them along.
     recipe = recipes().get(results.get("recipe", ""))
-    data = recipe().data if recipe else ""
-    if training and training.dataset == data and not data.startswith("sklearn/"):
-        matter["datasets"] = [data]
+    data = names_of(recipe().data) if recipe else []
+    if training and training.dataset == " + ".join(data) and on_the_hub(data):
+        matter["datasets"] = on_the_hub(data)
     return yaml_dump(matter, sort_keys=False)
 
 
-def _from_the_hub_block(repository: str, models: dict[str, str]) -> str:
+def names_of(data: str | Sequence[str]) -> list[str]:
+    """The data sets of a recipe, which has one or several."""
+    return [data] if isinstance(data, str) else list(data)
+
+
+def on_the_hub(data: Iterable[str]) -> list[str]:
+    """Those data sets that somebody on the Hub has: what a library brings along has no owner."""
+    return [name for name in data if "/" in name and not name.startswith("sklearn/")]
+
+
+def _from_the_hub_block(repository: str, models: dict[str, str], has_tokenizer: bool) -> str:
     """How to load a checkpoint, with genzoo and with the code that lies beside it."""
     lines = [
         "## From the Hub",
@@ -228,11 +309,12 @@ def _from_the_hub_block(repository: str, models: dict[str, str]) -> str:
             f'pipe = DiffusionPipeline.from_pretrained("{repository}", trust_remote_code=True)',
         ]
     else:
-        lines += [
-            f"from transformers import {models['']}",
-            "",
-            f'model = {models[""]}.from_pretrained("{repository}", trust_remote_code=True)',
-        ]
+        classes = [models[""], "AutoTokenizer"] if has_tokenizer else [models[""]]
+        lines += [f"from transformers import {', '.join(classes)}", ""]
+        trusting = f'from_pretrained("{repository}", trust_remote_code=True)'
+        if has_tokenizer:  # which needs no code, but AutoTokenizer reads the model's config
+            lines += [f"tokenizer = AutoTokenizer.{trusting}"]
+        lines += [f"model = {models['']}.{trusting}"]
     lines += ["```"]
     parts = {place: name for place, name in models.items() if place}
     if parts:
@@ -254,18 +336,13 @@ def headline(folder: Path) -> str | None:
         return None
     rows = read_json(folder / "results.json").get("evaluation", [])
     first = next((row for row in rows if not row["reference"]), None)
-    return first and f"{metric_name(first)} {first['value']:.4g}"
-
-
-def metric_name(row: dict[str, Any]) -> str:
-    """A metric's name for readers."""
-    return METRICS.get(row["metric"], (row["metric"],))[0]
+    return first and f"{_named(first['metric'])[0]} {first['value']:.4g}"
 
 
 def _load_results(path: Path) -> dict[str, Any]:
-    """The file with its records checked; no training is None, no evaluation an empty list."""
+    """The file with its records checked; no training is None, no other record an empty list."""
     if not path.is_file():
-        return {"name": None, "task": None, "training": None, "evaluation": []}
+        return {"name": None, "task": None, "training": None, "evaluation": [], "comparison": []}
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -275,28 +352,61 @@ def _load_results(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has no field {key!r}")
     training = results.get("training")
     return results | {
-        "training": training and _record(_Training, training, f"{path}: training"),
+        "training": training and _training(training, f"{path}: training"),
         "evaluation": [
-            _record(_Measurement, row, f"{path}: evaluation[{index}]")
+            _measurement(row, f"{path}: evaluation[{index}]")
             for index, row in enumerate(results.get("evaluation", []))
+        ],
+        "comparison": [
+            _comparison(table, f"{path}: comparison[{index}]")
+            for index, table in enumerate(results.get("comparison", []))
         ],
     }
 
 
-_Record = TypeVar("_Record", _Training, _Measurement)
+def _training(values: dict[str, Any], place: str) -> _ImageTraining | _TextTraining:
+    return _record(values, place, _ImageTraining, _TextTraining)
 
 
-def _record(kind: type[_Record], values: dict[str, Any], place: str) -> _Record:
-    names = [field.name for field in fields(kind)]
-    wanted = [field.name for field in fields(kind) if field.default is MISSING]
+def _measurement(values: dict[str, Any], place: str) -> _Measurement:
+    row = _record(values, place, _Measurement, _ImageMeasurement)
+    if not math.isfinite(row.value):
+        raise ValueError(f"{place}: value is {row.value}, which is not a result")
+    return row
+
+
+def _comparison(values: dict[str, Any], place: str) -> _Comparison:
+    table = _record(values, place, _Comparison)
+    rows = [
+        _record(row, f"{place}.rows[{index}]", _Compared) for index, row in enumerate(table.rows)
+    ]
+    if not all(row.values for row in rows) or not rows:
+        raise ValueError(f"{place} has nothing to compare in one of its rows, or no rows")
+    for index, row in enumerate(rows):
+        for metric, numbers in row.values.items():
+            where = f"{place}.rows[{index}].values[{metric!r}]"
+            if metric not in table.metrics:
+                raise ValueError(f"{where} is of none of the metrics {', '.join(table.metrics)}")
+            if not numbers or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{where} is {numbers}, which is not a result")
+    return replace(table, rows=rows)
+
+
+_Record = TypeVar("_Record", bound=_Training | _Measurement | _Comparison | _Compared)
+
+
+def _record(values: dict[str, Any], place: str, *kinds: type[_Record]) -> _Record:
+    """A record with its fields checked; of several kinds, the one that has the most of them."""
+    fields_of = {kind: {field.name: field for field in fields(kind)} for kind in kinds}
+    kind = max(kinds, key=lambda kind: len(values.keys() & fields_of[kind]))
+    names = list(fields_of[kind])
+    wanted = [name for name, field in fields_of[kind].items() if field.default is MISSING]
     if missing := [name for name in wanted if name not in values]:
         raise ValueError(f"{place} has no field {missing[0]!r}")
     if unknown := [name for name in values if name not in names]:
         raise ValueError(
             f"{place} has the unknown field {unknown[0]!r}; the fields are {', '.join(names)}"
         )
-    if not math.isfinite(values.get("value", 0)):
-        raise ValueError(f"{place}: value is {values['value']}, which is not a result")
     return kind(**values)
 
 
@@ -314,36 +424,59 @@ def _fill(text: str, block: str, content: str, readme: Path) -> str:
     return filled
 
 
+def results_table(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Rows of results.json as a table for readers, whose first row names the columns."""
+    return _table([_measurement(row, "a row of the results") for row in rows])
+
+
+def _table(rows: Sequence[_Measurement]) -> list[list[str]]:
+    """The header and the cells; a column about which no row says anything is left out."""
+    of_images = [row if isinstance(row, _ImageMeasurement) else None for row in rows]
+    columns = {
+        "metric": [_label(row) for row in rows],
+        "value": [_spread(row.value, row.std) for row in rows],
+        "data": [f"{row.dataset}, {row.split}" for row in rows],
+        "real / generated images": [row and _num_images(row) for row in of_images],
+        "feature network": [row and _judge(row) for row in of_images],
+        "truncation": [row and _truncation(row) for row in of_images],
+        "items": [row.num_items and f"{row.num_items:,}" for row in rows],
+        "coverage": [None if row.coverage is None else f"{row.coverage:.1%}" for row in rows],
+        "repeats": [row.num_repeats and f"{row.num_repeats:,}" for row in rows],
+        "seed": [f"{row.seed}" for row in rows],
+    }
+    used = {title: cells for title, cells in columns.items() if any(cells)}
+    return [[*used], *([cell or "-" for cell in row] for row in zip(*used.values(), strict=True))]
+
+
+def _label(row: _Measurement) -> str:
+    name, direction = _named(row.metric)
+    of_what = " (reference: real images)" if isinstance(row, _ImageMeasurement) else " (reference)"
+    return f"{name} {direction}".strip() + (of_what if row.reference else "")
+
+
+def _num_images(row: _ImageMeasurement) -> str:
+    return " / ".join("-" if n is None else f"{n:,}" for n in (row.num_real, row.num_generated))
+
+
+def _judge(row: _ImageMeasurement) -> str:
+    if row.feature_network is None:
+        return "-"
+    return f"{row.feature_network} ({(row.feature_network_sha256 or 'no sha256')[:12]})"
+
+
+def _truncation(row: _ImageMeasurement) -> str:
+    return "off" if row.truncation is None else f"{row.truncation:g}"
+
+
+def _markdown(table: Iterable[Sequence[str]]) -> list[str]:
+    header, *rows = table
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
 def _results_block(measurements: list[_Measurement]) -> str:
     if not measurements:
         return ""
-    lines = [
-        "| metric | value | data | real / generated images | feature network | truncation | seed |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in measurements:
-        name, direction = METRICS.get(row.metric, (_readable(row.metric), ""))
-        label = f"{name} {direction}".strip() + (
-            " (reference: real images)" if row.reference else ""
-        )
-        value = _rounded(row.value, row.std) + (
-            "" if row.std is None else f" ± {_rounded(row.std, row.std)}"
-        )
-        counts = " / ".join(
-            "-" if n is None else f"{n:,}" for n in (row.num_real, row.num_generated)
-        )
-        truncation = "off" if row.truncation is None else f"{row.truncation:g}"
-        cells = (
-            label,
-            value,
-            f"{row.dataset}, {row.split}",
-            counts,
-            _judge(row),
-            truncation,
-            str(row.seed),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-
+    lines = _markdown(_table(measurements))
     lines += ["", "Measured with", "", "```bash"]
     lines += dict.fromkeys(row.command for row in measurements)
     setups = dict.fromkeys(f"{row.hardware}; {_versions(row.versions)}" for row in measurements)
@@ -351,10 +484,10 @@ def _results_block(measurements: list[_Measurement]) -> str:
     return "\n".join(lines)
 
 
-def _training_block(training: _Training) -> str:
+def _training_block(training: _ImageTraining | _TextTraining) -> str:
     before = []
     if training.init is not None:
-        start = _record(_Training, training.init, "training.init")
+        start = _training(training.init, "training.init")
         before = [_training_block(start), "", "and from there", ""]
     processes = (
         "1 process" if training.num_processes == 1 else f"{training.num_processes} processes"
@@ -367,8 +500,7 @@ def _training_block(training: _Training) -> str:
             "```",
             "",
             f"- data: {training.dataset}, {training.split}",
-            f"- length: {training.num_steps:,} steps, {training.num_images:,} images "
-            f"in batches of {training.batch_size}",
+            f"- length: {training.length}",
             f"- seed: {training.seed}",
             f"- hardware: {training.hardware}, {processes}",
             f"- time: {_duration(training.seconds)}",
@@ -377,39 +509,81 @@ def _training_block(training: _Training) -> str:
     )
 
 
+def _comparison_block(table: _Comparison) -> str:
+    columns = [["method", *(row.name for row in table.rows)]]
+    for metric in table.metrics:
+        columns.append(_comparison_column(metric, [row.values.get(metric) for row in table.rows]))
+    counts = {len(numbers) for row in table.rows for numbers in row.values.values()}
+    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+    seeds = "One seed" if counts == {1} else f"Mean ± standard deviation of {seeds} seeds"
+    setup = f"{table.dataset}, {table.split}, on {table.hardware}; {_versions(table.versions)}"
+    rows = _markdown(zip(*columns, strict=True))
+    return "\n".join([f"### {table.title}", "", table.about, "", *rows, "", f"{seeds}, {setup}."])
+
+
+def _comparison_column(metric: str, values: list[list[float] | None]) -> list[str]:
+    """One metric of all methods, None where it was not measured; the best mean is bold."""
+    metric, _, dataset = metric.partition("/")
+    name, direction = _named(metric)
+    column = [f"{name} {direction}".strip() + (f" ({dataset})" if dataset else "")]
+    means = [fmean(numbers) for numbers in values if numbers]
+    best = {"↑": max(means, default=None), "↓": min(means, default=None)}.get(direction)
+    for numbers in values:
+        if numbers is None:
+            column.append("-")
+            continue
+        cell = _spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None)
+        column.append(f"**{cell}**" if fmean(numbers) == best else cell)
+    return column
+
+
 def _model_index_entry(row: _Measurement, task: str) -> EvalResult:
+    names = (
+        "num_real",
+        "num_generated",
+        "feature_network",
+        "feature_network_sha256",
+        "truncation",
+        "num_items",
+        "coverage",
+        "num_repeats",
+        "seed",
+    )
     conditions = {
         "std": None if row.std is None else float(_rounded(row.std, row.std)),
-        "num_real": row.num_real,
-        "num_generated": row.num_generated,
-        "feature_network": row.feature_network,
-        "feature_network_sha256": row.feature_network_sha256,
-        "truncation": row.truncation,
-        "seed": row.seed,
+        **{name: getattr(row, name, None) for name in names},
     }
     return EvalResult(
         task_type=task,
         dataset_type=row.dataset,
-        dataset_name=row.dataset.split("/")[-1],
+        dataset_name=" + ".join(name.split("/")[-1] for name in row.dataset.split(" + ")),
         dataset_split=row.split,
         metric_type=row.metric,
-        metric_name=METRICS.get(row.metric, (_readable(row.metric),))[0],
+        metric_name=_named(row.metric)[0],
         metric_value=float(_rounded(row.value, row.std)),
         metric_args={key: value for key, value in conditions.items() if value is not None},
     )
 
 
 def _eval_result_entry(row: _Measurement) -> EvalResultEntry:
+    images = row if isinstance(row, _ImageMeasurement) else None
     notes = [f"{row.split} split"]
-    if row.num_real is not None:
-        notes.append(f"{row.num_real} real images")
-    if row.num_generated is not None:
-        notes.append(f"{row.num_generated} generated images")
-    if row.feature_network is not None:
-        notes.append(f"feature network {_judge(row)}")
+    if images and images.num_real is not None:
+        notes.append(f"{images.num_real} real images")
+    if images and images.num_generated is not None:
+        notes.append(f"{images.num_generated} generated images")
+    if images and images.feature_network is not None:
+        notes.append(f"feature network {_judge(images)}")
+    if row.num_items is not None:
+        notes.append(f"{row.num_items} items")
+    if row.coverage is not None:
+        notes.append(f"coverage {row.coverage:.1%}")
+    if row.num_repeats is not None:
+        notes.append(f"mean of {row.num_repeats} runs")
     if row.std is not None:
         notes.append(f"standard deviation {_rounded(row.std, row.std)}")
-    notes.append("truncation off" if row.truncation is None else f"truncation {row.truncation:g}")
+    if images:
+        notes.append(f"truncation {_truncation(images)}")
     notes.append(f"seed {row.seed}")
     return EvalResultEntry(
         dataset_id=row.dataset,
@@ -419,21 +593,24 @@ def _eval_result_entry(row: _Measurement) -> EvalResultEntry:
     )
 
 
-def _judge(row: _Measurement) -> str:
-    if row.feature_network is None:
-        return "-"
-    return f"{row.feature_network} ({(row.feature_network_sha256 or 'no sha256')[:12]})"
+def _named(metric: str) -> tuple[str, str]:
+    """A metric's name for readers, and the direction of better, where it is known."""
+    return METRICS.get(metric, (metric.replace("_", " ").capitalize(), ""))
 
 
-def _readable(metric: str) -> str:
-    return metric.replace("_", " ").capitalize()
+def _spread(value: float, std: float | None) -> str:
+    decimals = _decimals(value, std)
+    return f"{value:,.{decimals}f}" + ("" if std is None else f" ± {std:,.{decimals}f}")
 
 
 def _rounded(value: float, std: float | None) -> str:
+    return f"{value:.{_decimals(value, std)}f}"
+
+
+def _decimals(value: float, std: float | None) -> int:
     """To the second digit of the standard deviation; to four digits where none is known."""
     scale, digits = (std, 2) if std else (value, 4)
-    decimals = digits - 1 - math.floor(math.log10(abs(scale))) if scale else 0
-    return f"{value:.{max(decimals, 0)}f}"
+    return max(digits - 1 - math.floor(math.log10(abs(scale))), 0) if scale else 0
 
 
 def _duration(seconds: float) -> str:

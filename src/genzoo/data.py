@@ -1,4 +1,4 @@
-"""Real data to batches of images.
+"""Real data: images to batches, and texts.
 
 The data come from the Hub, a local mirror, a folder of pictures, or scikit-learn's digits.
 """
@@ -185,6 +185,45 @@ def load_images(
             str(label) for label in range(int(labels.max()) + 1)
         ]
     return ImageDataset(images, labels, label_names, str(name_or_path), split)
+
+
+def load_texts(name_or_path: str | Path, *, split: str = "train") -> datasets.Dataset:
+    """Opens a data set of texts; its rows stay on the disk.
+
+    Args:
+        name_or_path: A Hub id such as "stanfordnlp/imdb", or the name of a data set without an
+            owner, both looked for in the folder of mirrors that the environment variable
+            GENZOO_DATA names, where that is set; or a folder with a mirror.
+        split: Which part, or several, as in "train+test".
+
+    Returns:
+        A data set with a column "text".
+
+    Raises:
+        FileNotFoundError: If there is no such folder, mirror, data set or split.
+        ValueError: If it has no column "text".
+    """
+    table = _open(name_or_path, split)
+    if "text" not in table.column_names:
+        raise ValueError(
+            f"{name_or_path} has no column `text`, only {', '.join(table.column_names)}"
+        )
+    return table
+
+
+def mirror(name: str) -> Path:
+    """The folder of data files that are on no Hub, in the folder of mirrors (GENZOO_DATA).
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = Path(os.environ.get("GENZOO_DATA", "")) / name
+    if not os.environ.get("GENZOO_DATA") or not path.is_dir():
+        raise FileNotFoundError(
+            f"{name} is looked for in the folder that the environment variable GENZOO_DATA names, "
+            "and is not there"
+        )
+    return path
 
 
 def _open(name_or_path: str | Path, split: str) -> datasets.Dataset:

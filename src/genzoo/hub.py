@@ -449,6 +449,17 @@ def run_everything(
             picture = (torch.arange(40 * 50 * 3) % 251).byte().view(40, 50, 3).numpy()
             inputs = processor(picture, return_tensors="pt")
             outputs |= {f"{place}.{name}": inputs[name].contiguous() for name in inputs}
+        if os.path.isfile(os.path.join(folder, place, "tokenizer.json")):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, subfolder=place, trust_remote_code=True
+            )
+            # Some of the words that it knows, and one that it does not.
+            known, unknown = tokenizer.get_vocab(), "x"
+            while unknown in known:
+                unknown += "x"
+            some = sorted(known, key=known.get)[:: len(known) // 10 + 1]
+            inputs = tokenizer(" ".join([*some, unknown]), return_tensors="pt")
+            outputs |= {f"{place}.{name}": inputs[name].contiguous() for name in inputs}
     if os.path.isfile(os.path.join(folder, "model_index.json")):
         if load_pipeline is None:
             from diffusers import DiffusionPipeline
@@ -622,11 +633,9 @@ def _update_collection(
 def _note(publication: Publication) -> str:
     """A checkpoint's row of the zoo's table, as text."""
     folder = loading.card_folders()[publication.repository.rpartition("/")[2]]
-    config = next(
-        AutoConfig.from_pretrained(path.parent, trust_remote_code=False)
-        for path in [folder / "config.json", *sorted(folder.glob("*/config.json"))]
-        if path.is_file()
-    )
+    config = loading.config_of(folder)
+    assert config is not None, "it was published"
     task, num_parameters = loading.describe(config)
-    parts = [type(config).__name__.removesuffix("Config"), task, f"{num_parameters:,} parameters"]
-    return ", ".join([*parts, *filter(None, [cards.headline(folder)])])
+    size = num_parameters and f"{num_parameters:,} parameters"
+    parts = [type(config).__name__.removesuffix("Config"), task, size, cards.headline(folder)]
+    return ", ".join(filter(None, parts))

@@ -3,20 +3,27 @@
 import difflib
 import importlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+)
 
 from .downloads import HUB_OPTIONS, fetch
 
 NAMESPACE = "genzoo"
 """The owner of the zoo's repositories on the Hub."""
 
-ROOMS = ("gan", "features")
+ROOMS = ("gan", "features", "jose")
 """The packages of genzoo that have a recipes.py."""
 
 TASKS = {
@@ -29,6 +36,12 @@ PIPELINES = {
     "GANPipeline": ("genzoo.gan.pipeline_gan", "gan"),
 }
 """The class that a model_index.json names: its module, and the component that has the classes."""
+
+HEADS = {
+    AutoModelForImageClassification: "image-classification",
+    AutoModelForCausalLM: "text-generation",
+}
+"""The Auto classes of networks that do one task of transformers, and the task."""
 
 _PACKAGE = Path(__file__).resolve().parent
 DATA_FILES = ("*.json", "*.safetensors", "*.md", "*.yaml", "*.png", "*.txt")
@@ -181,9 +194,20 @@ def tasks_of(folder: Path) -> list[str]:
     Raises:
         ValueError: If the folder holds a pipeline of someone else, or one that cannot be read.
     """
+    class_name = _pipeline_class(folder)
+    if class_name is None:
+        return []
+    config = read_json(folder / PIPELINES[class_name][1] / "config.json")
+    # Without labels, a labelled model draws its classes at random.
+    labelled = ["class-to-image"] if config.get("num_classes") else []
+    return [*labelled, "unconditional-image-generation"]
+
+
+def _pipeline_class(folder: Path) -> str | None:
+    """The class of the pipeline in a checkpoint folder, if it holds one."""
     index = folder / "model_index.json"
     if not index.is_file():
-        return []
+        return None
     # A flattened checkpoint names file and class, a plain one the class alone.
     class_name = read_json(index).get("_class_name")
     class_name = class_name[-1] if isinstance(class_name, list) else class_name
@@ -192,24 +216,57 @@ def tasks_of(folder: Path) -> list[str]:
             f"{folder} holds a {class_name}, which is none of genzoo's pipelines "
             f"({', '.join(PIPELINES)}); DiffusionPipeline of diffusers may load it"
         )
-    config = read_json(folder / PIPELINES[class_name][1] / "config.json")
-    # Without labels, a labelled model draws its classes at random.
-    labelled = ["class-to-image"] if config.get("num_classes") else []
-    return [*labelled, "unconditional-image-generation"]
+    return class_name
 
 
-def describe(config: PreTrainedConfig) -> tuple[str, int]:
-    """The task of a checkpoint, and the parameters of the network that is published."""
-    # Asking from_config and catching its error imports half of transformers for the message.
-    is_classifier = type(config) in AutoModelForImageClassification._model_mapping
+def config_of(folder: Path) -> PreTrainedConfig | None:
+    """The configuration of the checkpoint in a folder; of a pipeline, that of its main network.
+
+    Returns:
+        None where there is none: a card without a checkpoint.
+
+    Raises:
+        ValueError: As `tasks_of`.
+    """
+    class_name = _pipeline_class(folder)
+    place = folder / PIPELINES[class_name][1] if class_name else folder
+    if not (place / "config.json").is_file():
+        return None
+    return AutoConfig.from_pretrained(place, trust_remote_code=False)
+
+
+def describe(config: PreTrainedConfig) -> tuple[str, int | None]:
+    """The task of a checkpoint, and the parameters of the network that is published.
+
+    Args:
+        config: Of a checkpoint, or of a recipe. Where an architecture has several heads, the former
+            names its own (`architectures`), and the latter means the first of `HEADS`.
+
+    Returns:
+        None for the parameters where the corpus decides about them: the config of a recipe whose
+        vocabulary is still to be found has only the unknown word, and one more for its shape.
+    """
+
+    def is_published_as(auto_class: Any) -> bool:
+        # Asking from_config and catching its error imports half of transformers for the message.
+        network = auto_class._model_mapping.get(type(config), None)
+        return network is not None and network.__name__ in (
+            config.architectures or [network.__name__]
+        )
+
+    auto_class = next(filter(is_published_as, HEADS), AutoModel)
+    if auto_class in HEADS:
+        task = HEADS[auto_class]
+    elif not hasattr(config, "image_size"):
+        task = "feature-extraction"
+    elif getattr(config, "num_classes", 0) > 0:
+        task = "class-to-image"
+    else:
+        task = "unconditional-image-generation"
+    if getattr(config, "vocab_size", math.inf) <= 2:
+        return task, None
     with torch.device("meta"):  # nothing is filled in
-        auto_class = AutoModelForImageClassification if is_classifier else AutoModel
-        model = auto_class.from_config(config)
-    if is_classifier:
-        return "image-classification", model.num_parameters()
-    is_labelled = getattr(config, "num_classes", 0) > 0
-    task = "class-to-image" if is_labelled else "unconditional-image-generation"
-    return task, model.num_parameters()
+        return task, auto_class.from_config(config).num_parameters()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -317,8 +374,8 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
 
 
 def _load_own(folder: Path, model: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
-    class_name = read_json(folder / "model_index.json")["_class_name"]
-    class_name = class_name[-1] if isinstance(class_name, list) else class_name
+    class_name = _pipeline_class(folder)
+    assert class_name is not None, "tasks_of found it"
     pipeline_class = getattr(importlib.import_module(PIPELINES[class_name][0]), class_name)
     kwargs = dict(kwargs)
     device = kwargs.pop("device", None)

@@ -119,9 +119,17 @@ class JSONLinesTracker(GeneralTracker):
 class Progress:
     """A progress bar counted in samples, and a clock that goes on after an interruption."""
 
-    def __init__(self, *, samples: int, total: int, seconds: float, enabled: bool):
+    def __init__(
+        self,
+        *,
+        samples: int,
+        total: int,
+        seconds: float,
+        enabled: bool,
+        unit: str = " samples",
+    ):
         self.bar = tqdm(
-            total=total, initial=samples, unit=" samples", unit_scale=True, disable=not enabled
+            total=total, initial=samples, unit=unit, unit_scale=True, disable=not enabled
         )
         self._start = self._begin = time.monotonic()
         self._before, self._samples = seconds, 0
