@@ -529,6 +529,8 @@ def topics(num_texts: int, seed: int) -> list[str]:
     ]
 
 
+# The corpus leaves its temporary file to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file <_io.BufferedRandom:ResourceWarning")
 def test_new_documents_lie_where_training_puts_them():
     from genzoo.jose.training import train_jose
 
@@ -551,6 +553,51 @@ def test_new_documents_lie_where_training_puts_them():
         assert all(word.startswith(f"topic{row % 4}") for word in words), words
         documents = vectors.most_similar(new, among="documents", topn=5)
         assert [document % 4 for document, _ in documents] == [row % 4] * 5
+
+
+@pytest.mark.parametrize("document_ids", [None, ["a", "b", "c"]])
+def test_partial_fit_adds_and_moves_nothing(document_ids):
+    vectors = make_vectors()
+    words, documents = vectors[vectors.words], vectors.documents.copy()
+    state = {name: value.clone() for name, value in vectors.model.state_dict().items()}
+    texts = ["w1 w2 new w1", "w3 new w4 rare", "w5 w6 new w1"]
+    found = vectors.partial_fit(
+        texts, document_ids=document_ids, min_count=2, num_epochs=3, num_threads=1
+    )
+    assert found is vectors
+    assert vectors.words == [*(f"w{index}" for index in range(60)), "new"]
+    assert len(vectors.documents) == 15 and "rare" not in vectors
+    assert np.array_equal(vectors[vectors.words[:60]], words)
+    assert np.array_equal(vectors.documents[:12], documents)
+    for name, old in state.items():
+        if name != "word_counts":
+            assert torch.equal(vectors.model.state_dict()[name][: len(old)], old), name
+    norms = np.linalg.norm(vectors.documents, axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-6)
+    last = 14 if document_ids is None else "c"
+    assert vectors.most_similar(vectors.documents[14], among="documents", topn=1)[0][0] == last
+
+
+def test_partial_fit_moves_old_rows_when_asked():
+    vectors = make_vectors()
+    words = vectors[vectors.words]
+    vectors.partial_fit(["w1 w2 w3", "w1 w4 w5"], is_frozen=False, num_epochs=2, num_threads=1)
+    assert not np.array_equal(vectors[["w1", "w2"]], words[1:3])
+    assert np.array_equal(vectors["w50"], words[50]) or vectors.similarity("w50", words[50]) > 0.9
+
+
+def test_partial_fit_without_contexts_takes_documents_alone():
+    vectors = make_vectors(context_vectors=None)
+    words = vectors[vectors.words]
+    with pytest.raises(ValueError, match="1 new words, such as 'new', cannot be placed"):
+        vectors.partial_fit(["w1 new"], min_count=1)
+    with pytest.raises(ValueError, match="old words cannot be placed"):
+        vectors.partial_fit(["w1 w2"], is_frozen=False)
+    with pytest.raises(ValueError, match="the texts have no known words"):
+        vectors.partial_fit(["nothing known"])
+    vectors.partial_fit(["w1 w2 w1"], num_epochs=5, num_threads=1)
+    assert np.array_equal(vectors[vectors.words], words)
+    assert vectors.model.context_embeddings is None and len(vectors.documents) == 13
 
 
 @pytest.mark.parametrize(

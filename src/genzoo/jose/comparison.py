@@ -1,10 +1,13 @@
 """Methods beside each other, on 20 Newsgroups: `python -m genzoo.jose.comparison FOLDER`.
 
-Two tables. "methods": this room, and gensim's Doc2Vec and Word2Vec, each with the best of three
+Two tables. "methods": this room, and gensim's Doc2Vec and Word2Vec, each with the better of two
 settings, which is chosen by the training posts alone. "questions": what the article asks (Su, 2019,
-https://kexue.fm/archives/7063), one change at a time. A run is one method, setting and seed; it is
-kept as soon as it is done, so the command can be stopped and started again, and several can share
-the work, each with a table of its own. What is done is put into the folder's results.json.
+https://kexue.fm/archives/7063), one change at a time. Posts are shuffled: the archive has them
+sorted by group, and what is trained at the same time comes out a little alike.
+
+A run is one method, setting and seed; it is kept as soon as it is done, so the command can be
+stopped and started again, and several can share the work, each with a table or a method of its own.
+What is done is put into the folder's results.json.
 """
 
 import argparse
@@ -29,6 +32,7 @@ logger = logging.get_logger(__name__)
 
 DATA = "newsgroups20"
 SEEDS = (0, 1, 2)
+QUESTION_SEEDS = (0, 1)
 WORD_PATTERN = r"[a-z][a-z0-9_'-]*[a-z0-9]|[a-z]|[.,!?;]"
 NUM_EPOCHS = 5
 METRICS = (
@@ -43,22 +47,16 @@ METRICS = (
 
 _PLAIN = {"step_factors": ["none"] * 3}
 _CALIBRATED = {"step_factors": ["calibrated"] * 3}
+_JOSE = {"window_size": 10, "num_epochs": 2 * NUM_EPOCHS}  # still faster than the others
+_GENSIM = {"vector_size": 100, "window": 10, "negative": 5, "min_count": 5, "epochs": NUM_EPOCHS}
 METHODS: dict[str, list[dict[str, Any]]] = {
     "JoSE": [
-        {"variant": "reference", "margin": 0.15},
-        {"variant": "reference", "margin": 0.5},
-        {"variant": "reference", "loss": "cross_entropy", "loss_scale": 10.0, **_PLAIN},
+        {**_JOSE, "margin": 0.5},
+        {**_JOSE, "loss": "cross_entropy", **_PLAIN},
     ],
-    "Doc2Vec": [
-        {"alpha": 0.025, "epochs": NUM_EPOCHS},
-        {"alpha": 0.05, "epochs": NUM_EPOCHS},
-        {"alpha": 0.025, "epochs": 2 * NUM_EPOCHS},
-    ],
-    "Word2Vec, mean of a post's words": [
-        {"alpha": 0.025, "epochs": NUM_EPOCHS},
-        {"alpha": 0.05, "epochs": NUM_EPOCHS},
-        {"alpha": 0.025, "epochs": 2 * NUM_EPOCHS},
-    ],
+    "JoSE, the reference's settings": [_JOSE],
+    "Doc2Vec": [{**_GENSIM, "alpha": 0.025}, {**_GENSIM, "alpha": 0.05}],
+    "Word2Vec, mean of a post's words": [{**_GENSIM, "alpha": 0.025}, {**_GENSIM, "alpha": 0.05}],
 }
 QUESTIONS: dict[str, dict[str, Any]] = {
     "reference: two hinges, its factors (2h)": {"variant": "reference"},
@@ -84,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     posts = _Posts()
     if options.table in (None, "questions"):
         for settings in QUESTIONS.values():
-            for seed in SEEDS:
+            for seed in QUESTION_SEEDS:
                 run(options.state, posts, "JoSE", settings, seed)
                 collect(options.state, options.folder)
     if options.table in (None, "methods"):
@@ -103,11 +101,13 @@ class _Posts:
     def __init__(self):
         parts = [load_texts(DATA, split=split) for split in ("train", "test")]
         split = Splitter(lowercase=True, word_pattern=WORD_PATTERN)
-        self.texts = [
+        texts = [
             " ".join(word for words in split(text) for word in words)
             for part in parts
             for text in part["text"]
         ]
+        self.order = np.random.default_rng(0).permutation(len(texts))
+        self.texts = [texts[row] for row in self.order]
         self.labels = np.concatenate([np.asarray(part["label"][:]) for part in parts])
         self.num_train = len(parts[0])
         self.pairs = load_similarity(mirror("word_eval") / "men3000.tsv")
@@ -123,11 +123,13 @@ def run(
     file = _file(state, method, settings, seed)
     if file.is_file():
         return json.loads(file.read_text())
-    train: Callable[..., Any] = _jose if method == "JoSE" else _gensim
+    train: Callable[..., Any] = _jose if method.startswith("JoSE") else _gensim
     started, wall = time.process_time(), time.monotonic()
-    documents, words, num_words = train(posts, method, settings, seed)
+    shuffled, words, num_words = train(posts, method, settings, seed)
     speed = num_words / (time.process_time() - started)
     seconds = time.monotonic() - wall
+    documents = np.empty_like(shuffled)
+    documents[posts.order] = shuffled
     size, labels = posts.num_train, posts.labels
     scores = {
         f"knn_{name}": value
@@ -174,12 +176,18 @@ def chosen(state: Path, method: str) -> dict[str, Any]:
 
 
 def _jose(posts: _Posts, method: str, settings: dict[str, Any], seed: int) -> tuple:
-    config = JoseConfig(**({"variant": "reference", "window_size": 10} | settings))
+    settings = {"variant": "reference", "window_size": 10, "num_epochs": NUM_EPOCHS} | settings
+    num_epochs = settings.pop("num_epochs")
     model, tokenizer = train_jose(
-        posts, config, num_epochs=NUM_EPOCHS, num_threads=1, seed=seed, show_progress=False
+        posts,
+        JoseConfig(**settings),
+        num_epochs=num_epochs,
+        num_threads=1,
+        seed=seed,
+        show_progress=False,
     )
     vectors = JoseVectors(model, tokenizer)
-    return vectors.documents, vectors, NUM_EPOCHS * int(model.word_counts.sum())
+    return vectors.documents, vectors, num_epochs * int(model.word_counts.sum())
 
 
 def _gensim(posts: _Posts, method: str, settings: dict[str, Any], seed: int) -> tuple:
@@ -187,8 +195,7 @@ def _gensim(posts: _Posts, method: str, settings: dict[str, Any], seed: int) -> 
     from gensim.models.word2vec import Word2Vec
 
     texts = [text.split() for text in posts]
-    common = {"vector_size": 100, "window": 10, "negative": 5, "min_count": 5, "sample": 1e-3}
-    common |= {"workers": 1, "seed": seed, **settings}
+    common = {"sample": 1e-3, "workers": 1, "seed": seed, **settings}
     if method == "Doc2Vec":
         tagged = [TaggedDocument(text, [index]) for index, text in enumerate(texts)]
         model = Doc2Vec(tagged, dm=0, dbow_words=1, **common)
@@ -228,10 +235,16 @@ def collect(state: Path, folder: Path) -> None:
         if all(_file(state, method, settings, SEEDS[0]).is_file() for settings in tried):
             methods.append(row(method, method, chosen(state, method)))
     tables = [
-        ("Methods", "Each with the best of three settings, chosen on the training posts.", methods),
+        (
+            "Methods",
+            "Each with the better of two settings, chosen on the training posts; JoSE has "
+            "twice the epochs, in less time.",
+            methods,
+        ),
         (
             "What the article asks",
-            "Window 10, 2 negative words, margin 0.15, learning rate 0.04; one change at a time.",
+            "Five epochs, window 10, 2 negative words, margin 0.15, learning rate 0.04; one "
+            "change at a time.",
             questions,
         ),
     ]

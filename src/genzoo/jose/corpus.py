@@ -3,6 +3,8 @@
 import os
 import re
 import tempfile
+import weakref
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from transformers.utils import logging
+
+from .tokenization import UNKNOWN
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +63,7 @@ class Texts:
                     raise FileNotFoundError(f"there is no corpus {str(path)!r:.200}")
             self._open = lambda: (line for path in corpus for line in _lines(Path(path)))
         elif isinstance(corpus, Iterator):
-            self._spool = tempfile.TemporaryFile("w+b")
+            self._spool = _temporary_file(self)
             self._open = lambda: self._spooled(corpus)
         elif isinstance(corpus, Iterable):
             self._open = lambda: iter(corpus)
@@ -112,6 +116,13 @@ def _column(dataset: Any, name: str) -> Iterator[Any]:
         yield from batch[name]
 
 
+def _temporary_file(owner: object) -> Any:
+    """A nameless file that is closed when its owner goes."""
+    file = tempfile.TemporaryFile("w+b")
+    weakref.finalize(owner, file.close)
+    return file
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         yield from (line.removesuffix(b"\n") for line in file)
@@ -159,17 +170,18 @@ def count_words(
     for text in texts:
         for words in split(text):
             counts.update(words)
-        if len(counts) > max_counted:
-            while len(counts) > max_counted // 2:
-                threshold += 1
-                for word in [word for word, count in counts.items() if count <= threshold]:
-                    del counts[word]
-            counts = Counter(dict(counts))  # a dict does not shrink
+            if len(counts) > max_counted:
+                while len(counts) > max_counted // 2:
+                    threshold += 1
+                    for word in [word for word, count in counts.items() if count <= threshold]:
+                        del counts[word]
+                counts = Counter(dict(counts))  # a dict does not shrink
     if threshold:
         logger.warning(
             f"the corpus has more than {max_counted:,} different words: those that had occurred up "
             f"to {threshold} times when memory was full were forgotten"
         )
+    del counts[UNKNOWN]  # a text that has been through a tokenizer may have it
     return counts
 
 
@@ -183,21 +195,25 @@ class Corpus:
 
     Attributes:
         starts: int64, (N + 1,), where each document begins, and the end.
+        checksum: Of words and documents: another corpus has another one.
     """
 
     def __init__(self, texts: Iterable[str], split: Splitter, vocabulary: Mapping[str, int]):
-        self._file = tempfile.TemporaryFile("w+b")
+        self._file = _temporary_file(self)
         starts, buffer, total = array("q", [0]), array("i"), 0
+        self.checksum = zlib.crc32("\0".join(vocabulary).encode())
         for text in texts:
             for words in split(text):
                 buffer.extend(vocabulary[word] for word in words if word in vocabulary)
                 if len(buffer) > _BUFFER:
                     total += len(buffer)
                     buffer.tofile(self._file)
+                    self.checksum = zlib.crc32(buffer, self.checksum)
                     buffer = array("i")
             starts.append(total + len(buffer))
         buffer.tofile(self._file)
         self._file.flush()
+        self.checksum = zlib.crc32(starts, zlib.crc32(buffer, self.checksum))
         self.starts = np.frombuffer(starts, np.int64)
 
     def __len__(self) -> int:

@@ -53,11 +53,14 @@ def evaluate_jose(
     vectors = JoseVectors.from_pretrained(folder)
     results = Path(folder) / "results.json"
     training = json.loads(results.read_text()).get("training", {}) if results.is_file() else {}
-    rows = word_rows(vectors)
+    rows = []
     names = [dataset] if dataset else training.get("dataset", "").split(" + ")
     for name in names:
         has_rows = dataset is None and vectors.documents is not None and len(names) == 1
         rows += (document_rows if has_rows else inferred_rows)(vectors, name, training, seed)
+    # What a checkpoint is known by comes first: its documents if it has them, else its words.
+    has_documents = vectors.documents is not None
+    rows = [*rows, *word_rows(vectors)] if has_documents else [*word_rows(vectors), *rows]
     if not rows:
         raise ValueError(f"{folder}: there is no list of words and no data set to measure it on")
     common = {
@@ -75,7 +78,8 @@ def evaluate_jose(
 def word_rows(vectors: JoseVectors) -> list[dict[str, Any]]:
     """Spearman on the lists of pairs, and the share of right analogies, of a word table."""
     rows, folder = [], mirror("word_eval")
-    for path in sorted(folder.glob("*.tsv")):
+    # The list that everybody knows comes first: it speaks for the checkpoint in `genzoo list`.
+    for path in sorted(folder.glob("*.tsv"), key=lambda path: ("wordsim" not in path.stem, path)):
         pairs = load_similarity(path)
         known = sum(a.lower() in vectors and b.lower() in vectors for a, b, _ in pairs)
         if known < _LOWEST_COVERAGE * len(pairs):
@@ -145,7 +149,7 @@ def document_rows(
 
 
 def inferred_rows(
-    vectors: JoseVectors, name: str, training: Mapping[str, Any], seed: int
+    vectors: JoseVectors, name: str, _training: Mapping[str, Any], seed: int
 ) -> list[dict[str, Any]]:
     """KNN of documents that were placed among frozen words."""
     try:

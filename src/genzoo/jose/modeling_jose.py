@@ -33,15 +33,18 @@ class JoseConfig(PreTrainedConfig):
         has_context_embeddings: Whether there is a table of context words. Training needs it, use
             does not.
         embedding_dim: Size D of the vectors.
-        variant: "reference" is the authors' program: two hinges, and the factors that it multiplies
-            its steps with. "paper" is the paper: one joint hinge, steps times 1 - cos.
+        variant: What `loss`, `is_joint` and `step_factors` are where they are not given. "genzoo"
+            was best here: cross-entropy for words and for documents, no factors. "reference" is the
+            authors' program: two hinges, and the factors that it multiplies its steps with. "paper"
+            is the paper: one joint hinge, steps times 1 - cos.
         window_size: The largest distance of two words that make a pair.
         num_negatives: Random words K for each pair.
         margin: m of the loss.
         min_count: Words that are rarer are left out.
         subsample_threshold: Frequency from which words are thinned out, t of word2vec; 0 for none.
         noise_exponent: Random words are drawn as often as they occur, to this power.
-        loss: "hinge", or "cross_entropy" for softplus(s z) / s in the place of max(0, z).
+        loss: "hinge", or "cross_entropy" for softplus(s z) / s in the place of max(0, z); None for
+            what the variant has.
         loss_scale: s of the cross-entropy.
         is_joint: Whether words and documents share one hinge; None for what the variant has.
         step_factors: What the steps of the positive word, of the negative word, and of the context
@@ -58,14 +61,14 @@ class JoseConfig(PreTrainedConfig):
     num_documents: int = 0
     has_context_embeddings: bool = True
     embedding_dim: int = 100
-    variant: Literal["reference", "paper"] = "reference"
+    variant: Literal["genzoo", "reference", "paper"] = "genzoo"
     window_size: int = 5
     num_negatives: int = 2
     margin: float = 0.15
     min_count: int = 5
     subsample_threshold: float = 1e-3
     noise_exponent: float = 0.75
-    loss: Literal["hinge", "cross_entropy"] = "hinge"
+    loss: Literal["hinge", "cross_entropy"] | None = None
     loss_scale: float = 10.0
     is_joint: bool | None = None
     step_factors: list[str] | None = None
@@ -74,10 +77,14 @@ class JoseConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.is_joint is None:
-            self.is_joint = self.variant == "paper"
-        if self.step_factors is None:
-            self.step_factors = ["calibrated" if self.variant == "paper" else "reference"] * 3
+        loss, is_joint, factor = {
+            "genzoo": ("cross_entropy", False, "none"),
+            "reference": ("hinge", False, "reference"),
+            "paper": ("hinge", True, "calibrated"),
+        }.get(self.variant, (None, None, ""))
+        self.loss = self.loss or loss
+        self.is_joint = is_joint if self.is_joint is None else self.is_joint
+        self.step_factors = [factor] * 3 if self.step_factors is None else self.step_factors
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:

@@ -60,8 +60,8 @@ class FitSettings:
             factors are "none".
         batch_size: Words whose pairs make a batch, on a device.
         shuffle: Whether blocks of documents, 16,000 words each, come in another order every epoch,
-            or as they are in the corpus. What is trained at the same time comes out alike: a corpus
-            sorted by subject has its documents sorted by subject, to be seen in their vectors.
+            or as they are in the corpus. What is trained at the same time comes out a little alike:
+            of a corpus that is sorted by subject, the vectors know more than its words say.
         words_per_round: Words after which the loss is logged and processes average their tables.
         save_every: Rounds between checkpoints; None for one an epoch.
     """
@@ -72,7 +72,7 @@ class FitSettings:
     seed: int = 0
     device: str | None = None
     batch_size: int = 1024
-    shuffle: bool = False
+    shuffle: bool = True
     words_per_round: int = 2_000_000
     save_every: int | None = None
 
@@ -460,6 +460,8 @@ def fit(
         run.begin()
         accelerator.wait_for_everyone()
         if state := run.load():
+            if state["corpus"] != corpus.checksum:
+                raise ValueError(f"{run.folder} holds another run: its corpus is another one")
             start, seconds = state["step"], state["seconds"]
             for name, table in tables.items():
                 table.copy_(state[name])
@@ -504,7 +506,8 @@ def fit(
                 times = {"seconds": progress.seconds} | speed
                 accelerator.log(values | {"rate": rates[1]} | times, step=step + 1)
                 if (step + 1) % save_every == 0 or step + 1 == num_rounds:
-                    run.save(step + 1, {"step": step + 1, "seconds": progress.seconds, **tables})
+                    place = {"step": step + 1, "corpus": corpus.checksum}
+                    run.save(step + 1, {**place, "seconds": progress.seconds, **tables})
     progress.close()
     for name, table in tables.items():  # what races between threads left over
         free = table[first_document if "document" in name else first_word :]
@@ -559,7 +562,7 @@ class _Work:
         self.draws = (keep, thresholds, aliases, config.window_size, config.num_negatives)
         self.first_word, self.first_document, self.offset = first_word, first_document, offset
         self.has_two = not config.is_joint
-        num_threads = settings.num_threads or len(os.sched_getaffinity(0))
+        num_threads = settings.num_threads or os.cpu_count() or 1
         self.num_pieces = num_threads if settings.device is None else 1
         if settings.device is not None and (first_word or first_document):
             raise ValueError(

@@ -535,7 +535,7 @@ class JoseVectors:
         for kind in ["words"] if self.documents is None else ["words", "documents"]:
             table = self._table(kind)
             index = faiss.IndexHNSWFlat(table.shape[1], num_links, faiss.METRIC_INNER_PRODUCT)
-            index.hnsw.efConstruction = 200
+            index.hnsw.efConstruction = 100
             index.add(table)  # pyright: ignore[reportCallIssue]
             self._indexes[kind] = index
 
@@ -576,6 +576,10 @@ class JoseVectors:
 
         The vector of a text depends on its known words, their order and `seed`, and on nothing
         else: not on the other texts nor on the number of threads.
+
+        What training made of a document lies near, and not in the same place, since there its words
+        moved with it: on 20 Newsgroups the mean cosine of both is 0.83 (of trained documents and
+        means of words, 0.55). To find or to classify new documents among old ones, infer both.
 
         Without `counts`, the n-th word is taken to occur 1/n times as often as the first (Zipf's
         law).
@@ -648,6 +652,44 @@ class JoseVectors:
                 f"{'words' if self.documents is None else 'documents'}"
             )
         return np.concatenate(rows)
+
+    def partial_fit(
+        self,
+        texts: Any,
+        *,
+        document_ids: Sequence[str | int] | None = None,
+        min_count: int | None = None,
+        is_frozen: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """Adds the words and documents of new texts, in place.
+
+        Args:
+            texts: A corpus, as for `train_jose`.
+            document_ids: What to call the new documents; without them, by their rows.
+            min_count: New words that are rarer are left out; None for the model's own.
+            is_frozen: Whether every old word and document stays as it is, to the last bit.
+            **settings: As for `train_jose`: `num_epochs`, `learning_rate`, `num_threads`, `seed`.
+
+        Returns:
+            This object.
+
+        Raises:
+            ValueError: If the texts have no words, if there are new words or old ones to be moved
+                and the model was saved without its contexts, or if ids do not fit.
+        """
+        from .training import extend  # with all that training needs
+
+        old = self.model.config.num_documents
+        model, tokenizer = extend(
+            self.model, self.tokenizer, texts, min_count=min_count, is_frozen=is_frozen, **settings
+        )
+        ids = None
+        if self.document_ids is not None or document_ids is not None:
+            added = range(old, model.config.num_documents) if document_ids is None else document_ids
+            ids = [*(self.document_ids or range(old)), *added]
+        self.__init__(model, tokenizer, ids)
+        return self
 
     def _numbered(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """The known words of texts as rows of the table, and where each text begins."""
