@@ -79,6 +79,31 @@ def test_counts_are_kept_and_are_integers_whatever_the_weights_are(tmp_path):
     assert torch.equal(half.word_counts, counts)
 
 
+def test_variant_is_a_field_and_names_the_file_of_weights(tmp_path):
+    model = JoseModel(small_config(variant="paper"))
+    model.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "model.fp16.safetensors").exists()
+    for loaded in (AutoModel, JoseModel):
+        found = loaded.from_pretrained(tmp_path, variant="fp16")
+        assert found.config.variant == "paper" and found.config.is_joint
+        assert torch.equal(found.word_embeddings.weight, model.word_embeddings.weight)
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("genzoo", ("cross_entropy", False, ["none"] * 3)),
+        ("reference", ("hinge", False, ["reference"] * 3)),
+        ("paper", ("hinge", True, ["calibrated"] * 3)),
+    ],
+)
+def test_a_variant_stands_for_settings_that_may_differ(variant, expected):
+    config = JoseConfig(variant=variant)
+    assert (config.loss, config.is_joint, config.step_factors) == expected
+    config = JoseConfig(variant=variant, loss="hinge", is_joint=False, step_factors=["none"] * 3)
+    assert (config.loss, config.is_joint, config.step_factors) == ("hinge", False, ["none"] * 3)
+
+
 def test_a_text_is_the_direction_of_its_known_words():
     model = JoseModel(small_config())
     words = model.word_embeddings.weight
@@ -130,7 +155,7 @@ def loss_by_hand(model: JoseModel, pairs: dict[str, torch.Tensor]) -> tuple[floa
 
 
 @pytest.mark.parametrize("loss", ["hinge", "cross_entropy"])
-@pytest.mark.parametrize("variant", ["reference", "paper"])
+@pytest.mark.parametrize("variant", ["genzoo", "reference", "paper"])
 @pytest.mark.parametrize("left_out", [None, "context_ids", "document_ids"])
 def test_the_loss_is_its_formula(loss, variant, left_out):
     model = JoseModel(small_config(variant=variant, loss=loss, loss_scale=4.0, margin=0.3))
@@ -144,6 +169,7 @@ def test_the_loss_is_its_formula(loss, variant, left_out):
 def test_the_cross_entropy_becomes_the_hinge():
     """softplus(s z) / s lies above max(0, z), by no more than log(2) / s."""
     model = JoseModel(small_config(variant="paper"))
+    assert model.config.loss == "hinge"
     hinge = model(**pairs()).loss.item()
     model.config.loss = "cross_entropy"
     for scale in (1.0, 10.0, 1000.0):
@@ -206,7 +232,7 @@ def test_what_is_missing_is_named(changes, inputs, message):
         ({"loss": "cross_entropy", "loss_scale": 0.0}, "loss_scale must be positive"),
         ({"step_factors": ["none"]}, "step_factors must be three of none, calibrated, reference"),
         ({"step_factors": ["one", "none", "none"]}, "got .'one', 'none', 'none'."),
-        ({"is_joint": True}, "the joint hinge has one step factor for all"),
+        ({"variant": "reference", "is_joint": True}, "the joint hinge has one step factor for all"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -567,19 +593,27 @@ def step_config(**changes) -> JoseConfig:
     return JoseConfig(**(values | changes))
 
 
-REFERENCE = {}
+REFERENCE = {"variant": "reference"}
 PAPER = {"variant": "paper"}
+GENZOO = {"variant": "genzoo"}
 # Other factors for each row; the second is the paper's, 1 + h, in the place of 2 h.
 MIXED = {"loss": "cross_entropy", "step_factors": ["none", "calibrated", "reference"]}
 # The gradients of directions, without a way back to the sphere.
-FREE = {"step_factors": ["calibrated"] * 3, "use_retraction": False}
+FREE = {"loss": "hinge", "step_factors": ["calibrated"] * 3, "use_retraction": False}
 FREE_JOINT = {
     "is_joint": True,
     "loss": "cross_entropy",
     "step_factors": ["none"] * 3,
     "use_retraction": False,
 }
-FEW = [REFERENCE, PAPER, MIXED, FREE, FREE_JOINT]
+FEW = {
+    "genzoo": GENZOO,
+    "reference": REFERENCE,
+    "paper": PAPER,
+    "mixed": MIXED,
+    "free": FREE,
+    "free joint": FREE_JOINT,
+}
 MANY = [
     {"loss": loss, "is_joint": is_joint, "step_factors": factors, "use_retraction": use_retraction}
     for loss in ("hinge", "cross_entropy")
@@ -607,9 +641,9 @@ def check_against_naive(piece: Piece, config: JoseConfig, **arguments) -> None:
     assert np.isfinite(losses).all()
 
 
-@pytest.mark.parametrize("changes", FEW, ids=["reference", "paper", "mixed", "free", "free-joint"])
-def test_kernels_take_the_steps_of_the_definition(changes):
-    check_against_naive(Piece(), step_config(**changes))
+@pytest.mark.parametrize("kind", FEW)
+def test_kernels_take_the_steps_of_the_definition(kind):
+    check_against_naive(Piece(), step_config(**FEW[kind]))
 
 
 @pytest.mark.slow
@@ -618,11 +652,11 @@ def test_all_kernels_take_the_steps_of_the_definition(changes):
     check_against_naive(Piece(), step_config(**changes))
 
 
-@pytest.mark.parametrize("changes", [REFERENCE, PAPER, MIXED], ids=["reference", "paper", "mixed"])
-def test_kernels_agree_where_the_negative_word_is_the_word_itself(changes):
+@pytest.mark.parametrize("kind", ["genzoo", "reference", "paper", "mixed"])
+def test_kernels_agree_where_the_negative_word_is_the_word_itself(kind):
     """Of two words, every second negative word is the center, or the other one of the pair."""
     piece = Piece(num_words=3)
-    config = step_config(num_document_updates=1, **changes)
+    config = step_config(num_document_updates=1, **FEW[kind])
     drawn = [*naive.events(piece.tokens, piece.starts, piece.ids, *piece.draws, config, 0, 0, 5)]
     assert sum(word in negatives for _, word, _, _, negatives in drawn) > 50
     check_against_naive(piece, config)
@@ -640,9 +674,9 @@ def test_kernels_agree_on_a_document_of_several_sentences(changes):
     assert rates == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("changes", FEW[:2] + FEW[3:], ids=["reference", "paper", "free", "joint"])
-def test_held_rows_stay_to_the_last_bit_and_the_others_move(changes, monkeypatch):
-    piece, config = Piece(size=100, lengths=(30, 0, 25, 9, 64)), step_config(**changes)
+@pytest.mark.parametrize("kind", ["genzoo", "reference", "paper", "free", "free joint"])
+def test_held_rows_stay_to_the_last_bit_and_the_others_move(kind, monkeypatch):
+    piece, config = Piece(size=100, lengths=(30, 0, 25, 9, 64)), step_config(**FEW[kind])
     held = {"first_word": 7, "first_document": 3}
     found, _ = piece.kernel(config, **held)
     for table, start, first in zip(found, piece.tables, (7, 7, 3), strict=True):

@@ -203,7 +203,39 @@ def test_documents_are_called_by_their_ids():
     vectors = make_vectors(document_ids=[f"d{row}" for row in range(12)])
     nearest = vectors.most_similar(vectors.document("d5"), among="both", topn=1)
     assert nearest == [("d5", pytest.approx(1, abs=1e-6))]
-    assert "d5" not in dict(vectors.most_similar(5, among="documents", topn=100))
+    found = vectors.most_similar("d5", among="documents", topn=100)  # as it came out, it goes in
+    assert "d5" not in dict(found) and len(found) == 11
+    with pytest.raises(KeyError, match="there is no document 5"):
+        vectors.most_similar(5)
+
+
+def test_ids_that_are_numbers_are_ids_and_not_rows():
+    vectors = make_vectors(document_ids=range(11, -1, -1))
+    assert np.array_equal(vectors.document(0), points(12, seed=2)[11])
+    found = dict(vectors.most_similar(0, among="documents", topn=100))
+    assert found.keys() == {*range(1, 12)}
+    assert found[3] == pytest.approx(
+        float(points(12, seed=2)[11] @ points(12, seed=2)[8]), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("document_ids", "message"),
+    [
+        (["x"], "1 and the texts are 3"),
+        (["a", "b", 40], "must differ"),
+        (["a", "b", "b"], "differ"),
+    ],
+)
+def test_partial_fit_with_wrong_ids_leaves_all_as_it_was(document_ids, message):
+    vectors = make_vectors(document_ids=[*range(29, 41)])
+    before = vectors.documents.copy()
+    with pytest.raises(ValueError, match=message):
+        vectors.partial_fit(["w1 w2"] * 3, document_ids=document_ids, num_epochs=1)
+    assert (len(vectors), len(vectors.document_ids)) == (60, 12)
+    assert np.array_equal(vectors.documents, before)
+    vectors.partial_fit(["w1 w2"] * 3, num_epochs=1)  # rows 12, 13 and 14 are free to be names
+    assert vectors.document_ids[12:] == [12, 13, 14]
 
 
 def test_the_unknown_word_is_no_neighbor():
@@ -536,7 +568,7 @@ def test_new_documents_lie_where_training_puts_them():
 
     texts = topics(160, seed=0)
     # With the usual margin, a document of so few words stops long before the middle of its topic.
-    config = JoseConfig(embedding_dim=24, min_count=1, margin=1.0)
+    config = JoseConfig(embedding_dim=24, min_count=1, margin=1.0, variant="reference")
     model, tokenizer = train_jose(texts, config, num_epochs=20, num_threads=1, show_progress=False)
     vectors = JoseVectors(model, tokenizer)
     assert vectors.counts.sum() == 160 * 60

@@ -226,7 +226,7 @@ def collect(state: Path, folder: Path) -> None:
             "settings": settings,
             "values": {metric: [result["values"][metric] for result in done] for metric in METRICS},
             "seconds": [result["seconds"] for result in done],
-            "command": "python -m genzoo.jose.comparison",
+            "command": "python -m genzoo.jose.comparison model_cards/jose-20news",
         }
 
     questions = [row(name, "JoSE", settings) for name, settings in QUESTIONS.items()]

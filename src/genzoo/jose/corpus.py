@@ -52,6 +52,8 @@ class Texts:
                 f"the corpus is a {type(corpus).__name__} of {', '.join(map(str, corpus))}: pass "
                 "one of its parts"
             )
+        if hasattr(corpus, "columns"):
+            raise ValueError('the corpus is a table: pass a column of it, such as table["text"]')
         if hasattr(corpus, "column_names"):  # a data set, in memory or streaming
             names = corpus.column_names
             if names is not None and text_column not in names:
@@ -138,9 +140,17 @@ class Splitter:
 
     def __init__(self, lowercase: bool = False, word_pattern: str | None = None):
         self.lowercase = lowercase
-        self._find = re.compile(word_pattern).findall if word_pattern else str.split
-        if word_pattern and re.compile(word_pattern).groups:
-            raise ValueError(f"word_pattern has groups, write (?:...) for them: {word_pattern}")
+        self._find: Callable[[str], list[str]] = str.split
+        if word_pattern is not None:
+            try:
+                pattern = re.compile(word_pattern)
+            except re.error as error:
+                raise ValueError(f"word_pattern {word_pattern!r} is wrong: {error}") from error
+            if pattern.groups:
+                raise ValueError(f"word_pattern has groups, write (?:...) for them: {word_pattern}")
+            if pattern.search("") is not None:
+                raise ValueError(f"word_pattern must not match nothing: {word_pattern}")
+            self._find = lambda text: list(filter(None, pattern.findall(text)))
 
     def __call__(self, text: str) -> Iterator[list[str]]:
         """The words of a text, in lists; a long text is not split at once."""
@@ -155,6 +165,13 @@ class Splitter:
                 piece = piece.replace("\u03a3", "\u03c3").lower()
             yield self._find(piece)
             start = end
+
+
+def num_cores() -> int:
+    """Processors that this process may use, shared with those started together with it."""
+    usable = getattr(os, "sched_getaffinity", None)
+    number = len(usable(0)) if usable else os.cpu_count() or 1
+    return max(1, number // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def count_words(
@@ -237,6 +254,13 @@ class Corpus:
         places = np.unique(np.where(near - wanted < size // 2, near, wanted))
         return np.stack([places[:-1], places[1:]], axis=1)
 
+    def warn(self) -> None:
+        """Says how many documents have no known words, if there are any."""
+        if number := int((np.diff(self.starts) == 0).sum()):
+            logger.warning(
+                f"{number} of {len(self)} documents have no known words: their vectors stay random"
+            )
+
     def gather(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reads blocks of the corpus, in this order.
 
@@ -295,7 +319,4 @@ def alias_table(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share[high] -= 1 - share[low]
         if share[high] < 1:
             small.append(large.pop())
-    for i in small:  # left over by rounding; what weighs nothing must not be drawn all the same
-        thresholds[i] = 1.0 if weights[i] > 0 else 0.0
-        aliases[i] = i if weights[i] > 0 else int(np.argmax(weights))
-    return thresholds, aliases
+    return thresholds, aliases  # what is left over weighs 1, but for rounding

@@ -95,7 +95,7 @@ def word_rows(vectors: JoseVectors) -> list[dict[str, Any]]:
                 "coverage": found.coverage,
             }
         )
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted(folder.glob("[a-z]*.txt")):
         questions = load_analogies(path)
         items = [item for part in questions.values() for item in part]
         known = sum(all(word.lower() in vectors for word in item) for item in items)
@@ -119,7 +119,10 @@ def document_rows(
     vectors: JoseVectors, name: str, training: Mapping[str, Any], seed: int
 ) -> list[dict[str, Any]]:
     """KNN and clusters of the documents of the training, whose splits follow each other."""
-    parts = [load_texts(name, split=split) for split in training["split"].split("+")]
+    try:
+        parts = [load_texts(name, split=split) for split in training["split"].split("+")]
+    except FileNotFoundError:  # it was a file, or strings
+        return []
     if not all("label" in part.column_names for part in parts):
         return []
     labels = [np.asarray(part["label"][:]) for part in parts]

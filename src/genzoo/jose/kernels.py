@@ -44,7 +44,16 @@ def constant(number: int) -> tuple[int, ...]:
     return (0,) * number
 
 
-_compiled: Any = njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
+FACTORS = {"none": PLAIN, "calibrated": CALIBRATED, "reference": REFERENCE}
+"""The same, as a JoseConfig calls them."""
+
+
+def _compiled(function: Any) -> Any:
+    settings = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **settings)(function)
+    except RuntimeError:  # there is no folder to keep it in: compiled anew in every process
+        return njit(**settings)(function)
 
 
 @cast(Any, intrinsic)
@@ -544,3 +553,102 @@ def sample_pairs(
         singles[:, :num_singles],
         negatives[num_pairs:],
     )
+
+
+@_compiled
+def infer_piece(
+    tokens: Any,
+    starts: Any,
+    words: Any,
+    keep: Any,
+    thresholds: Any,
+    aliases: Any,
+    num_negatives: Any,
+    margin: Any,
+    scale: Any,
+    factor: Any,
+    num_epochs: Any,
+    learning_rate: Any,
+    seed: Any,
+    documents: Any,
+) -> Any:
+    """Finds the vectors of documents whose words are fixed.
+
+    The step of a document d with its word u and a random word x is that of `train_piece`:
+
+        d <- y / |y|,   y = d + rate keep(u) factor (u - x - (d.u - d.x) d)
+
+    Args:
+        tokens: int32, (T,), rows of known words.
+        starts: int64, (N + 1,), where each document begins in `tokens`, and the end.
+        words: float32, (V, D), rows of length 1.
+        keep: float32, (V,), what the step of each word is multiplied with.
+        thresholds: float32, (V,), of the alias method (see `corpus.alias_table`).
+        aliases: int32, (V,).
+        num_negatives: Random words for each word.
+        margin: m of the loss.
+        scale: 0 for the hinge, or the scale s of softplus(s gap) / s.
+        factor: Which factor the steps have, PLAIN, CALIBRATED or REFERENCE.
+        num_epochs: Passes over each document.
+        learning_rate: At the beginning; it falls to zero.
+        seed: uint64, of all that is drawn, together with the words of the document.
+        documents: float32, (N, D), is filled; rows of documents without words stay as they are.
+    """
+    size = words.shape[1]
+    one = np.float32(1)
+    for i in range(len(starts) - 1):
+        first, last = starts[i], starts[i + 1]
+        if first == last:
+            continue
+        v = documents[i]
+        v[:] = 0
+        state = np.uint64(14695981039346656037) ^ seed
+        for t in range(first, last):
+            u = words[tokens[t]]
+            # The words are hashed (FNV-1a), so that equal texts draw equal random words.
+            state = (state ^ np.uint64(tokens[t])) * np.uint64(1099511628211)
+            for d in range(size):
+                v[d] += keep[tokens[t]] * u[d]
+        state = _next(_next(state))
+        square = np.float32(0)
+        for d in range(size):
+            square += v[d] * v[d]
+        if square < np.float32(1e-12):  # the words cancel
+            v[:] = words[tokens[first]]
+            square = one
+        for d in range(size):
+            v[d] *= one / math.sqrt(square)
+
+        num_steps = num_epochs * (last - first)
+        for step in range(num_steps):
+            token = tokens[first + step % (last - first)]
+            u = words[token]
+            rate = np.float32(learning_rate * (1 - step / num_steps)) * keep[token]
+            for _ in range(num_negatives):
+                state = _next(state)
+                negative = _noise_word(state, thresholds, aliases)
+                if negative == token:
+                    continue
+                x = words[negative]
+                f, h, g = np.float32(0), np.float32(0), np.float32(0)
+                for d in range(size):
+                    f += u[d] * v[d]
+                    h += x[d] * v[d]
+                    g += u[d] * x[d]
+                gap = margin - (f - h)
+                a = rate
+                if scale > 0:
+                    a *= one / (one + math.exp(-scale * gap))
+                elif gap <= 0:
+                    continue
+                if factor == REFERENCE:
+                    a *= one - (f - h)
+                elif factor == CALIBRATED:  # 1 - cos(d, u - x)
+                    a *= one - (f - h) / math.sqrt(max(2 - 2 * g, np.float32(1e-12)))
+                square = np.float32(0)
+                for d in range(size):
+                    v[d] += a * (u[d] - x[d] - (f - h) * v[d])
+                    square += v[d] * v[d]
+                r = one / math.sqrt(square)
+                for d in range(size):
+                    v[d] *= r

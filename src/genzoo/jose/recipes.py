@@ -20,21 +20,22 @@ def jose_20news() -> JoseRecipe:
         lowercase=True,
         word_pattern=_ENGLISH,
         num_epochs=20,
-        max_words=20_000,
+        max_words=8_000,
         has_documents=True,
     )
 
 
 def jose_english() -> JoseRecipe:
-    """JoSE on 16 million words of English of many kinds: minutes on two CPU cores."""
+    """JoSE on small English corpora of many kinds and film reviews: minutes on two CPU cores."""
     return JoseRecipe(
         name="jose-english",
-        model=JoseConfig(window_size=10),
+        # The factor 1 - cos is good for words, and bad for documents.
+        model=JoseConfig(window_size=10, step_factors=["calibrated"] * 3),
         data=["english_corpora", "stanfordnlp/imdb"],
         split="train",
         lowercase=True,
         word_pattern=_ENGLISH,
-        num_epochs=10,
+        num_epochs=6,
         max_words=10_000,
     )
 

@@ -25,7 +25,8 @@ def build_tokenizer(
             words are what spaces separate: Chinese has to be cut into words before.
 
     Raises:
-        ValueError: If a word is there twice or is `UNKNOWN`.
+        ValueError: If a word is there twice or is `UNKNOWN`, or if the pattern is none that
+            tokenizers take: they use Oniguruma's.
     """
     vocabulary = {UNKNOWN: 0}
     for word in words:
@@ -38,8 +39,12 @@ def build_tokenizer(
     tokenizer.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [*steps, normalizers.Lowercase()] if lowercase else steps
     )
+    try:
+        pattern = Regex(word_pattern or _WORD)
+    except Exception as error:  # it has no class of its own
+        raise ValueError(f"tokenizers refuse word_pattern {word_pattern!r}: {error}") from error
     tokenizer.pre_tokenizer = pre_tokenizers.Split(  # pyright: ignore[reportAttributeAccessIssue]
-        Regex(word_pattern or _WORD), behavior="removed", invert=True
+        pattern, behavior="removed", invert=True
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -48,6 +53,13 @@ def build_tokenizer(
         split_special_tokens=True,  # `UNKNOWN` within a text is a word like others, unknown
         model_max_length=10**9,
     )
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """The words that a tokenizer finds in a text, known or not."""
+    backend = tokenizer.backend_tokenizer
+    normalized = backend.normalizer.normalize_str(text)
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)]
 
 
 def rule_of(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, str | None]:

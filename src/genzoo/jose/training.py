@@ -6,6 +6,7 @@ Threads share the tables on the CPU (kernels.py). Large batches run in torch on 
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -33,15 +34,22 @@ from ..runtime import (
     update_results,
     versions,
 )
-from .corpus import Corpus, Splitter, Texts, alias_table, count_words, keep_probabilities
-from .kernels import CALIBRATED, PLAIN, REFERENCE, constant, sample_pairs, train_piece
+from .corpus import (
+    Corpus,
+    Splitter,
+    Texts,
+    alias_table,
+    count_words,
+    keep_probabilities,
+    num_cores,
+)
+from .kernels import FACTORS, constant, sample_pairs, train_piece
 from .modeling_jose import JoseConfig, JoseModel
 from .optimization import SphericalSGD
-from .tokenization import build_tokenizer, rule_of
+from .tokenization import build_tokenizer, rule_of, words_of
 
 logger = logging.get_logger(__name__)
 
-_FACTORS = {"none": PLAIN, "calibrated": CALIBRATED, "reference": REFERENCE}
 _LOWEST_RATE = 1e-4  # of the learning rate, at the end
 
 
@@ -83,6 +91,9 @@ class FitSettings:
         for name in ("num_threads", "save_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.device is not None and torch.device(self.device).type == "cuda":
+            if not torch.cuda.is_available():
+                raise ValueError(f"there is no device {self.device!r} here")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
@@ -237,7 +248,7 @@ def train_jose(
             `output_dir/run/log.jsonl`, or a tracker of accelerate.
         show_progress: Whether to show a progress bar.
         **settings: Those of `FitSettings`: `num_epochs`, `learning_rate`, `num_threads`, `seed`,
-            `device`, `batch_size`, `words_per_round`, `save_every`.
+            `device`, `batch_size`, `shuffle`, `words_per_round`, `save_every`.
 
     Returns:
         The model, whose documents are in the order of the corpus, and its tokenizer.
@@ -279,15 +290,29 @@ def prepare(
     if not config.has_context_embeddings:
         raise ValueError("training needs a table of contexts: has_context_embeddings=True")
     texts, split = Texts(corpus, text_column), Splitter(lowercase, word_pattern)
+    check_rule(texts, split, build_tokenizer([], lowercase=lowercase, word_pattern=word_pattern))
     words, counts = vocabulary(texts, split, config.min_count)
     texts.warn()
     numbered = Corpus(texts, split, {word: index + 1 for index, word in enumerate(words)})
-    if num_empty := int((np.diff(numbered.starts) == 0).sum()):
-        logger.warning(
-            f"{num_empty} of {len(numbered)} documents have no known words: their vectors stay "
-            "random"
-        )
+    numbered.warn()
     return words, numbered, new_model(config, counts, len(numbered), seed)
+
+
+def check_rule(texts: Texts, split: Splitter, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Dies if the first texts have other words in training than the tokenizer will find in them.
+
+    Patterns mean the same to Python and to tokenizers, but for their finer points.
+    """
+    for text in itertools.islice(texts, 1000):
+        mine = [word for words in split(text[:10_000]) for word in words]
+        its = words_of(tokenizer, text[:10_000])
+        if mine != its:
+            pairs = itertools.zip_longest(mine, its)
+            one, other = next(pair for pair in pairs if pair[0] != pair[1])
+            raise ValueError(
+                f"word_pattern means {one!r} in training and {other!r} to the tokenizer: write it "
+                "in a way that both understand alike, such as with ranges [a-z] in place of \\w"
+            )
 
 
 def vocabulary(texts: Texts, split: Splitter, min_count: int) -> tuple[list[str], np.ndarray]:
@@ -359,7 +384,8 @@ def extend(
     config, fit_settings = model.config, FitSettings(**settings)
     lowercase, word_pattern = rule_of(tokenizer)
     known = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)[1:]
-    source, split = Texts(texts), Splitter(lowercase, word_pattern)
+    source = texts if isinstance(texts, Texts) else Texts(texts)
+    split = Splitter(lowercase, word_pattern)
     found = count_words(source, split)
     source.warn()
     least, known_words = config.min_count if min_count is None else min_count, {*known}
@@ -370,10 +396,16 @@ def extend(
             f"{what} cannot be placed: this model was saved without its table of contexts, and can "
             "only take documents of known words (min_count above all counts leaves new ones out)"
         )
+    if not config.has_context_embeddings and config.is_joint:
+        raise ValueError(
+            "documents share their hinge with contexts in this model, and it was saved without "
+            "them: use infer"
+        )
     words = [*known, *added]
     corpus = Corpus(source, split, {word: index + 1 for index, word in enumerate(words)})
     if not corpus.num_words:
         raise ValueError("the texts have no known words")
+    corpus.warn()
 
     old_size, old_documents = config.vocab_size, config.num_documents
     grown = new_model(
@@ -396,6 +428,8 @@ def extend(
         first_document=old_documents if is_frozen else 0,
         offset=old_documents,
     )
+    if not model.word_counts.any():  # unknown they stay: those of the new texts say little
+        grown.word_counts.zero_()
     if not config.has_context_embeddings:
         grown.context_embeddings, grown.config.has_context_embeddings = None, False
     return grown, build_tokenizer(words, lowercase=lowercase, word_pattern=word_pattern)
@@ -464,7 +498,7 @@ def fit(
                 raise ValueError(f"{run.folder} holds another run: its corpus is another one")
             start, seconds = state["step"], state["seconds"]
             for name, table in tables.items():
-                table.copy_(state[name])
+                table.copy_(state.pop(name))
         run.forget_log_after(start)
         accelerator.init_trackers("jose")
     done = sum(order.num_words(step) for step in range(start))
@@ -488,7 +522,7 @@ def fit(
             mine = pieces[rank * work.num_pieces : (rank + 1) * work.num_pieces]
             losses = work.go(corpus, mine, rates, step, rank)
             done += num_words
-            _average(model, before, losses, accelerator)
+            _average(model, before, losses, first_word, accelerator)
 
             if not losses.isfinite().all():
                 raise FloatingPointError(f"the loss was not finite in round {step}")
@@ -525,7 +559,8 @@ class _Order:
 
     def __init__(self, corpus: Corpus, settings: FitSettings):
         self.blocks, self.settings = corpus.blocks(), settings
-        self.rounds_per_epoch = max(1, -(-corpus.num_words // settings.words_per_round))
+        wanted = -(-corpus.num_words // settings.words_per_round)
+        self.rounds_per_epoch = max(1, min(wanted, len(self.blocks)))
 
     def __len__(self) -> int:
         """Rounds in an epoch."""
@@ -562,7 +597,7 @@ class _Work:
         self.draws = (keep, thresholds, aliases, config.window_size, config.num_negatives)
         self.first_word, self.first_document, self.offset = first_word, first_document, offset
         self.has_two = not config.is_joint
-        num_threads = settings.num_threads or os.cpu_count() or 1
+        num_threads = settings.num_threads or num_cores()
         self.num_pieces = num_threads if settings.device is None else 1
         if settings.device is not None and (first_word or first_document):
             raise ValueError(
@@ -589,6 +624,7 @@ class _Work:
 
     def __exit__(self, *exception: object) -> None:
         self.resources.close()
+        self.model.zero_grad()
         for part in self.model.children():
             cast(torch.nn.Embedding, part).sparse = False
 
@@ -633,7 +669,7 @@ class _Work:
             np.float32(config.loss_scale),
             constant(config.loss == "cross_entropy"),
             constant(bool(config.is_joint)),
-            *(constant(_FACTORS[factor]) for factor in config.step_factors or []),
+            *(constant(FACTORS[factor]) for factor in config.step_factors or []),
             constant(config.use_retraction),
             *rates,
             self.first_word,
@@ -750,6 +786,7 @@ def _average(
     model: JoseModel,
     before: tuple[Tensor, Tensor] | None,
     losses: Tensor,
+    first_word: int,
     accelerator: Accelerator | None,
 ) -> None:
     """Makes the tables of all processes equal: means of words, each document from its process."""
@@ -757,11 +794,14 @@ def _average(
         return
     assert accelerator is not None
     assert model.context_embeddings is not None and model.document_embeddings is not None
+    to_sphere = F.normalize if model.config.use_retraction else torch.clone
     for table in (model.word_embeddings, model.context_embeddings):
-        mean = cast(Tensor, accelerator.reduce(table.weight.data.to(accelerator.device), "mean"))
-        table.weight.data.copy_(F.normalize(mean, dim=-1))
+        free = table.weight.data[first_word:]
+        if len(free):
+            mean = cast(Tensor, accelerator.reduce(free.to(accelerator.device), "mean"))
+            free.copy_(to_sphere(mean))
     rows, old = before
     documents = model.document_embeddings.weight.data[rows]
     change = cast(Tensor, accelerator.reduce((documents - old).to(accelerator.device), "sum"))
-    model.document_embeddings.weight.data[rows] = F.normalize(old + change.cpu(), dim=-1)
+    model.document_embeddings.weight.data[rows] = to_sphere(old + change.cpu())
     losses.copy_(cast(Tensor, accelerator.reduce(losses.to(accelerator.device), "sum")))

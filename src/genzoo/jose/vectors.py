@@ -7,7 +7,6 @@ the way to other programs and back.
 import difflib
 import itertools
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +17,14 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from .corpus import Texts, alias_table, keep_probabilities
+from .corpus import Texts, alias_table, keep_probabilities, num_cores
 from .formats import read_word2vec, to_sphere, write_word2vec
-from .kernels import CALIBRATED, PLAIN, REFERENCE, _next, _noise_word
+from .kernels import FACTORS, infer_piece
 from .modeling_jose import JoseConfig, JoseModel
 from .tokenization import UNKNOWN, build_tokenizer
 
@@ -34,13 +32,12 @@ logger = logging.get_logger(__name__)
 
 Rows = NDArray[np.float32]
 Key = str | int | np.integer | NDArray[Any] | Tensor
-"""A word, the row of a document, or a vector (D,)."""
+"""A word, a document, or a vector (D,)."""
 Keys = Key | Sequence[Key | tuple[Key, float]] | NDArray[Any]
 """One of them, or several, each alone or with a weight."""
 Among = Literal["words", "documents", "both"]
 
 _CHUNK = 4096  # texts whose vectors are inferred at a time
-_FACTORS = {"none": PLAIN, "calibrated": CALIBRATED, "reference": REFERENCE}
 
 
 class UnknownWordError(KeyError):
@@ -66,9 +63,9 @@ class JoseVectors:
         vectors.most_similar("coffee", among="documents")
         vectors.most_similar(vectors.infer(["a text that nobody has seen"])[0])
 
-    A *key* is a word (str), the row of a document (int), or a vector (D,) of any length, of which
-    the direction counts. All vectors that come out have length 1. The unknown word, which is word 0
-    of the model, is none of the words here.
+    A *key* is a word, a document as it comes out (its id if documents have ids, else its row), or
+    a vector (D,) of any length, of which the direction counts. All vectors that come out have
+    length 1. The unknown word, which is word 0 of the model, is none of the words here.
 
     The tables are looked at once: make another of these when the model has been trained on.
 
@@ -320,10 +317,13 @@ class JoseVectors:
         Raises:
             KeyError: If there is no document of this id.
         """
-        row = id if self._row_of_document is None else self._row_of_document.get(id)
-        if row is None or isinstance(row, str):
+        if self._row_of_document is None:
+            row = None if isinstance(id, str) else self._document_row(id)
+        else:  # an id may be a word, too
+            row = self._row_of_document.get(id)
+        if row is None or self.documents is None:
             raise KeyError(f"there is no document {id!r}")
-        return self._vector(row).copy()
+        return self.documents[row].copy()
 
     def _word_row(self, word: str) -> int:
         if word not in self._row_of_word:
@@ -332,14 +332,12 @@ class JoseVectors:
 
     def _vector(self, key: Key) -> Rows:
         """The unit vector of a key, (D,)."""
+        row = self._document_row(key)
+        if row is not None:
+            assert self.documents is not None
+            return self.documents[row]
         if isinstance(key, str):
             return self._word_rows[self._word_row(key)]
-        if isinstance(key, int | np.integer):
-            if self.documents is None:
-                raise KeyError(f"there is no document {key}: this model has words only")
-            if not 0 <= key < len(self.documents):
-                raise KeyError(f"there is no document {key}, only 0 to {len(self.documents) - 1}")
-            return self.documents[key]
         try:
             vector = np.asarray(key, np.float32)
         except (TypeError, ValueError):
@@ -347,10 +345,27 @@ class JoseVectors:
         size = self._word_rows.shape[1]
         if vector.shape != (size,) or not np.isfinite(vector).all() or not vector.any():
             raise ValueError(
-                f"a key is a word, the row of a document, or a vector of {size} finite numbers, "
+                f"a key is a word, a document, or a vector of {size} finite numbers, "
                 f"not all zero, got {key!r:.60}"
             )
         return to_sphere(vector[None], ["key"], "the keys")[0]
+
+    def _document_row(self, key: Any) -> int | None:
+        """The row of a key that calls a document; a word that is also an id is the word."""
+        if isinstance(key, str):
+            is_id = self._row_of_document is not None and key not in self
+            return self._row_of_document.get(key) if is_id else None
+        if not isinstance(key, int | np.integer):
+            return None
+        if self.documents is None:
+            raise KeyError(f"there is no document {key}: this model has words only")
+        if self._row_of_document is not None:
+            if int(key) not in self._row_of_document:
+                raise KeyError(f"there is no document {key!r}")
+            return self._row_of_document[int(key)]
+        if not 0 <= key < len(self.documents):
+            raise KeyError(f"there is no document {key}, only 0 to {len(self.documents) - 1}")
+        return int(key)
 
     # Neighbors
 
@@ -510,8 +525,9 @@ class JoseVectors:
     def _rows_among(self, keys: Iterable[Any], kind: str) -> list[int]:
         """The rows of those keys that are words, or documents."""
         if kind == "words":
-            return sorted({self._row_of_word[key] for key in keys if isinstance(key, str)})
-        return sorted({int(key) for key in keys if isinstance(key, int | np.integer)})
+            return sorted({self._row_of_word[k] for k in keys if isinstance(k, str) and k in self})
+        rows = [self._document_row(key) for key in keys]
+        return sorted({row for row in rows if row is not None})
 
     def build_index(self, num_links: int = 32) -> None:
         """Makes an index, so that `most_similar(..., exact=False)` need not look at all rows.
@@ -610,12 +626,12 @@ class JoseVectors:
             config.num_negatives,
             np.float32(config.margin),
             np.float32(config.loss_scale if config.loss == "cross_entropy" else 0),
-            _FACTORS[config.step_factors[2]],
+            FACTORS[config.step_factors[2]],
             num_epochs,
             learning_rate,
             np.uint64(seed % 2**64),
         )
-        num_threads = num_threads or os.cpu_count() or 1
+        num_threads = num_threads or num_cores()
         read = Texts(_Once(texts) if isinstance(texts, Iterator) else texts)
         remaining = iter(read)
         rows, num_empty = [np.empty((0, self._word_rows.shape[1]), np.float32)], 0
@@ -680,15 +696,25 @@ class JoseVectors:
         """
         from .training import extend  # with all that training needs
 
-        old = self.model.config.num_documents
+        old_ids = self.document_ids or list(range(self.model.config.num_documents))
+        new_ids = None if document_ids is None else [_checked_id(value) for value in document_ids]
+        if new_ids is not None and len({*old_ids, *new_ids}) < len(old_ids) + len(new_ids):
+            raise ValueError(
+                "document_ids must differ from each other and from those that are there"
+            )
+        source = Texts(texts)
+        if new_ids is not None and (count := sum(1 for _ in source)) != len(new_ids):
+            raise ValueError(f"document_ids are {len(new_ids)} and the texts are {count}")
         model, tokenizer = extend(
-            self.model, self.tokenizer, texts, min_count=min_count, is_frozen=is_frozen, **settings
+            self.model, self.tokenizer, source, min_count=min_count, is_frozen=is_frozen, **settings
         )
         ids = None
-        if self.document_ids is not None or document_ids is not None:
-            added = range(old, model.config.num_documents) if document_ids is None else document_ids
-            ids = [*(self.document_ids or range(old)), *added]
-        self.__init__(model, tokenizer, ids)
+        if self.document_ids is not None or new_ids is not None:
+            free = (number for number in itertools.count(len(old_ids)) if number not in {*old_ids})
+            num_new = model.config.num_documents - len(old_ids)
+            ids = [*old_ids, *(new_ids or itertools.islice(free, num_new))]
+        # All is well now: this object becomes the larger one.
+        self.__dict__ = type(self)(model, tokenizer, ids).__dict__
         return self
 
     def _numbered(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -911,102 +937,3 @@ def _read_json(folder: Path, name: str, kind: type) -> Any:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-@njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
-def infer_piece(
-    tokens: Any,
-    starts: Any,
-    words: Any,
-    keep: Any,
-    thresholds: Any,
-    aliases: Any,
-    num_negatives: Any,
-    margin: Any,
-    scale: Any,
-    factor: Any,
-    num_epochs: Any,
-    learning_rate: Any,
-    seed: Any,
-    documents: Any,
-) -> Any:
-    """Finds the vectors of documents whose words are fixed.
-
-    The step of a document d with its word u and a random word x is that of `kernels.train_piece`:
-
-        d <- y / |y|,   y = d + rate keep(u) factor (u - x - (d.u - d.x) d)
-
-    Args:
-        tokens: int32, (T,), rows of known words.
-        starts: int64, (N + 1,), where each document begins in `tokens`, and the end.
-        words: float32, (V, D), rows of length 1.
-        keep: float32, (V,), what the step of each word is multiplied with.
-        thresholds: float32, (V,), of the alias method (see `corpus.alias_table`).
-        aliases: int32, (V,).
-        num_negatives: Random words for each word.
-        margin: m of the loss.
-        scale: 0 for the hinge, or the scale s of softplus(s gap) / s.
-        factor: Which factor the steps have, of those in kernels.py.
-        num_epochs: Passes over each document.
-        learning_rate: At the beginning; it falls to zero.
-        seed: uint64, of all that is drawn, together with the words of the document.
-        documents: float32, (N, D), is filled; rows of documents without words stay as they are.
-    """
-    size = words.shape[1]
-    one = np.float32(1)
-    for i in range(len(starts) - 1):
-        first, last = starts[i], starts[i + 1]
-        if first == last:
-            continue
-        v = documents[i]
-        v[:] = 0
-        state = np.uint64(14695981039346656037) ^ seed
-        for t in range(first, last):
-            u = words[tokens[t]]
-            # The words are hashed (FNV-1a), so that equal texts draw equal random words.
-            state = (state ^ np.uint64(tokens[t])) * np.uint64(1099511628211)
-            for d in range(size):
-                v[d] += keep[tokens[t]] * u[d]
-        state = _next(_next(state))
-        square = np.float32(0)
-        for d in range(size):
-            square += v[d] * v[d]
-        if square < np.float32(1e-12):  # the words cancel
-            v[:] = words[tokens[first]]
-            square = one
-        for d in range(size):
-            v[d] *= one / math.sqrt(square)
-
-        num_steps = num_epochs * (last - first)
-        for step in range(num_steps):
-            token = tokens[first + step % (last - first)]
-            u = words[token]
-            rate = np.float32(learning_rate * (1 - step / num_steps)) * keep[token]
-            for _ in range(num_negatives):
-                state = _next(state)
-                negative = _noise_word(state, thresholds, aliases)
-                if negative == token:
-                    continue
-                x = words[negative]
-                f, h, g = np.float32(0), np.float32(0), np.float32(0)
-                for d in range(size):
-                    f += u[d] * v[d]
-                    h += x[d] * v[d]
-                    g += u[d] * x[d]
-                gap = margin - (f - h)
-                a = rate
-                if scale > 0:
-                    a *= one / (one + math.exp(-scale * gap))
-                elif gap <= 0:
-                    continue
-                if factor == REFERENCE:
-                    a *= one - (f - h)
-                elif factor == CALIBRATED:  # 1 - cos(d, u - x)
-                    a *= one - (f - h) / math.sqrt(max(2 - 2 * g, np.float32(1e-12)))
-                square = np.float32(0)
-                for d in range(size):
-                    v[d] += a * (u[d] - x[d] - (f - h) * v[d])
-                    square += v[d] * v[d]
-                r = one / math.sqrt(square)
-                for d in range(size):
-                    v[d] *= r
