@@ -345,14 +345,15 @@ def test_what_is_no_corpus_is_refused(corpus, error, message):
         ({"word_pattern": "a*"}, r"word_pattern must not match nothing: a\*"),
         ({"word_pattern": r"\Z"}, "word_pattern"),
         ({"word_pattern": "q"}, "the corpus is empty: there is no word in it"),
-        ({"device": "cuda:99"}, "there is no device 'cuda:99' here"),
+        ({"device": "cuda:1"}, "there is no device 'cuda:1' here"),
         (
             {"device": "cpu", "config": {"use_retraction": False}},
             "on a device, rows return to length 1",
         ),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_wrong_settings_are_refused(settings, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         train(LINES, **settings)
 

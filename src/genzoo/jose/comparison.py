@@ -81,8 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     posts = _Posts()
     if options.table in (None, "questions"):
-        for settings in QUESTIONS.values():
-            for seed in QUESTION_SEEDS:
+        for seed in QUESTION_SEEDS:
+            for settings in QUESTIONS.values():
                 run(options.state, posts, "JoSE", settings, seed)
                 collect(options.state, options.folder)
     if options.table in (None, "methods"):
