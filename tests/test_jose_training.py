@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -13,7 +15,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
-from transformers import Trainer, TrainingArguments
+from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 from genzoo.jose import JoseConfig, JoseModel, SphericalSGD, naive, train_jose, training
 from genzoo.jose.corpus import (
@@ -384,6 +386,29 @@ def test_damaged_texts_are_replaced_and_counted(tmp_path, caplog, kind):
     assert counts[words["a"]] == 4 and counts[words["b"]] == 2
 
 
+def test_a_recipe_cuts_each_text_once_and_counts_the_damaged_ones(tmp_path, caplog):
+    seen = []
+
+    def segment(text: str) -> str:
+        seen.append(text)
+        return " ".join(text)
+
+    (path,) = write(tmp_path, b"abc\nab\xff\n\nb")
+    recipe = training.JoseRecipe(
+        name="jose-letters",
+        model=JoseConfig(embedding_dim=4, min_count=1),
+        data=["letters"],
+        segmenter=segment,
+        num_epochs=1,
+        num_threads=1,
+    )
+    training.train_recipe(recipe, path, output_dir=tmp_path / "out")
+    assert seen == ["abc", "ab\ufffd", "", "b"]
+    assert caplog.text.count("1 documents were not valid UTF-8") == 1
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.get_vocab().keys() == {"[UNK]", *"abc\ufffd"}
+
+
 def start(corpus, seed: int = 0) -> JoseModel:
     """The tables before training."""
     config = JoseConfig(embedding_dim=16, min_count=2, subsample_threshold=0.0)
@@ -499,10 +524,13 @@ ENGINES = {
     "batches": {"device": "cpu", "batch_size": 512},
     "joint": {"config": {"variant": "paper"}},
     "joint batches": {"config": {"variant": "paper"}, "device": "cpu", "batch_size": 512},
+    "gpu": {"device": "cuda", "batch_size": 512},
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=[pytest.mark.gpu] * (name == "gpu")) for name in ENGINES]
+)
 def test_every_engine_learns_the_topics(engine, tmp_path):
     texts, topics = topical_texts(600)
     settings = {"num_epochs": 8, "words_per_round": 12_000} | ENGINES[engine]
@@ -519,6 +547,49 @@ def test_every_engine_learns_the_topics(engine, tmp_path):
     assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(
         1e-4 * settings.get("learning_rate", 0.04)
     )
+
+
+RANK = """
+import sys
+import torch
+torch.set_num_threads(1)
+from genzoo.jose import JoseConfig, train_jose
+config = JoseConfig(embedding_dim=16, min_count=1, subsample_threshold=0.0)
+model, _ = train_jose(
+    sys.argv[1], config, num_epochs=8, num_threads=1, words_per_round=12_000, show_progress=False
+)
+torch.save(model.state_dict(), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_processes_come_to_one_model_that_knows_the_topics(tmp_path):
+    """Each goes through a part of every round; then they have the same tables."""
+    texts, topics = topical_texts(1200)
+    (path,) = write(tmp_path, "\n".join(texts).encode())
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(path), str(tmp_path / f"{rank}.pt")],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert not [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]
+    model, _ = train(texts, num_epochs=1)
+    model.load_state_dict(states[0])
+    check_unit_rows(model)
+    assert purity(model, topics) > 0.95
 
 
 def test_batches_come_to_the_loss_of_threads(tmp_path):

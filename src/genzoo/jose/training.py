@@ -180,7 +180,8 @@ def train_recipe(
         source, corpus = Path(dataset).name if is_file else "strings", dataset
     if recipe.segmenter is not None:
         # A generator is read once and kept, so that each text is cut into words once.
-        corpus = map(recipe.segmenter, Texts(corpus))
+        whole = Texts(corpus)
+        corpus = map(recipe.segmenter, whole)
 
     identity = recipe.identity() | {"data": source}
     is_main = int(os.environ.get("RANK", 0)) == 0
@@ -188,6 +189,8 @@ def train_recipe(
     words, corpus, model = prepare(
         corpus, recipe.model, recipe.seed, recipe.lowercase, recipe.word_pattern
     )
+    if recipe.segmenter is not None:
+        whole.warn()
     seconds = fit(model, corpus, recipe, run=run, tracker=tracker)
     if is_main:
         export(model, words, recipe, run.folder, output_dir)
