@@ -18,8 +18,7 @@ from common import ModelTests
 from genzoo.jose import JoseConfig, JoseModel, SphericalSGD, build_tokenizer, naive, segment_chinese
 from genzoo.jose.corpus import Splitter, alias_table, keep_probabilities
 from genzoo.jose.kernels import MAX_SENTENCE, constant, sample_pairs, train_piece
-from genzoo.jose.recipes import _ENGLISH
-from genzoo.jose.tokenization import rule_of
+from genzoo.jose.tokenization import ENGLISH_WORDS, rule_of
 
 
 def small_config(**changes) -> JoseConfig:
@@ -809,7 +808,7 @@ def random_texts(count: int, length: int) -> list[str]:
     ] + ["\u039f\u0394\u039f\u03a3 \u03a3 \u03a3\u03a3.", "[UNK] a[UNK]b [unk]", "", " ", "\x1c"]
 
 
-@pytest.mark.parametrize("word_pattern", [None, _ENGLISH], ids=["spaces", "english"])
+@pytest.mark.parametrize("word_pattern", [None, ENGLISH_WORDS], ids=["spaces", "english"])
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_training_and_tokenizer_find_the_same_words(tmp_path, lowercase, word_pattern):
     split = Splitter(lowercase, word_pattern)

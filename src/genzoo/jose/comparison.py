@@ -25,6 +25,7 @@ from ..evaluation.embeddings import kmeans_scores, knn_f1, load_similarity, simi
 from ..runtime import hardware, update_results, versions, write_atomically
 from .corpus import Splitter
 from .modeling_jose import JoseConfig
+from .tokenization import ENGLISH_WORDS
 from .training import train_jose
 from .vectors import JoseVectors
 
@@ -33,7 +34,6 @@ logger = logging.get_logger(__name__)
 DATA = "newsgroups20"
 SEEDS = (0, 1, 2)
 QUESTION_SEEDS = (0, 1)
-WORD_PATTERN = r"[a-z][a-z0-9_'-]*[a-z0-9]|[a-z]|[.,!?;]"
 NUM_EPOCHS = 5
 METRICS = (
     "knn_f1_macro",
@@ -100,7 +100,7 @@ class _Posts:
 
     def __init__(self):
         parts = [load_texts(DATA, split=split) for split in ("train", "test")]
-        split = Splitter(lowercase=True, word_pattern=WORD_PATTERN)
+        split = Splitter(lowercase=True, word_pattern=ENGLISH_WORDS)
         texts = [
             " ".join(word for words in split(text) for word in words)
             for part in parts
@@ -248,9 +248,11 @@ def collect(state: Path, folder: Path) -> None:
             questions,
         ),
     ]
+    # Of the runs, not of the process that puts them together.
+    machines = {json.loads(file.read_text())["hardware"] for file in sorted(state.glob("*.json"))}
     common = {
         "metrics": list(METRICS),
-        "hardware": hardware(),
+        "hardware": " and ".join(sorted(machines)),
         "versions": versions(),
         "dataset": DATA,
         "split": "train+test",

@@ -56,8 +56,10 @@ def evaluate_jose(
     rows = []
     names = [dataset] if dataset else training.get("dataset", "").split(" + ")
     for name in names:
-        has_rows = dataset is None and vectors.documents is not None and len(names) == 1
-        rows += (document_rows if has_rows else inferred_rows)(vectors, name, training, seed)
+        if dataset is None and vectors.documents is not None and len(names) == 1:
+            rows += document_rows(vectors, name, training, seed)
+        else:
+            rows += inferred_rows(vectors, name, seed)
     # What a checkpoint is known by comes first: its documents if it has them, else its words.
     has_documents = vectors.documents is not None
     rows = [*rows, *word_rows(vectors)] if has_documents else [*word_rows(vectors), *rows]
@@ -151,9 +153,7 @@ def document_rows(
     return [{"dataset": name, "split": training["split"]} | row for row in rows]
 
 
-def inferred_rows(
-    vectors: JoseVectors, name: str, _training: Mapping[str, Any], seed: int
-) -> list[dict[str, Any]]:
+def inferred_rows(vectors: JoseVectors, name: str, seed: int) -> list[dict[str, Any]]:
     """KNN of documents that were placed among frozen words."""
     try:
         parts = [load_texts(name, split=split) for split in ("train", "test")]

@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerFast
 UNKNOWN = "[UNK]"
 """The word that stands for all that a model does not know. It is word 0, and pads, too."""
 
+ENGLISH_WORDS = r"[a-z][a-z0-9_'-]*[a-z0-9]|[a-z]|[.,!?;]"
+"""A `word_pattern`: words and signs of sentences in lower case, as JoSE's authors cut theirs."""
+
 _WORD = r"\S+"
 
 
