@@ -537,6 +537,10 @@ def test_a_table_has_the_columns_that_a_row_fills():
     assert row[0] == "New score (reference)"
 
 
+def test_a_bar_in_a_name_does_not_end_a_cell():
+    assert cards._markdown([["x/|x|", "y"]])[0] == r"| x/\|x\| | y |"
+
+
 @pytest.mark.parametrize(
     ("metric", "values", "column"),
     [

@@ -348,6 +348,7 @@ def test_what_is_no_corpus_is_refused(corpus, error, message):
         ({"word_pattern": r"\Z"}, "word_pattern"),
         ({"word_pattern": "q"}, "the corpus is empty: there is no word in it"),
         ({"device": "cuda:1"}, "there is no device 'cuda:1' here"),
+        ({"device": "gpu"}, "there is no device 'gpu' here"),
         (
             {"device": "cpu", "config": {"use_retraction": False}},
             "on a device, rows return to length 1",
@@ -384,6 +385,17 @@ def test_damaged_texts_are_replaced_and_counted(tmp_path, caplog, kind):
     assert all(word.encode() for word in words)  # no half of a pair is left
     counts = model.word_counts
     assert counts[words["a"]] == 4 and counts[words["b"]] == 2
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_the_first_word(tmp_path):
+    texts = [b"\xef\xbb\xbfcat dog cat", b"dog cat dog"]
+    _, tokenizer = train(write(tmp_path, b"\n".join(texts * 3).replace(b"\n\xef\xbb\xbf", b"\n")))
+    assert tokenizer.get_vocab().keys() - {"[UNK]"} == {"cat", "dog"}
+
+
+def test_a_margin_may_be_a_whole_number():
+    config = JoseConfig(margin=1)
+    assert config.margin == 1.0 and isinstance(config.margin, float)
 
 
 def test_a_recipe_cuts_each_text_once_and_counts_the_damaged_ones(tmp_path, caplog):

@@ -470,7 +470,9 @@ def _truncation(row: _ImageMeasurement) -> str:
 
 def _markdown(table: Iterable[Sequence[str]]) -> list[str]:
     header, *rows = table
-    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    lines = [header, ["---"] * len(header), *rows]
+    escaped = [[cell.replace("|", r"\|") for cell in cells] for cells in lines]
+    return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
 def _results_block(measurements: list[_Measurement]) -> str:

@@ -6,6 +6,7 @@ import tempfile
 import weakref
 import zlib
 from array import array
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -127,6 +128,8 @@ def _temporary_file(owner: object) -> Any:
 
 def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:  # a mark of the encoding is no part of a word
+            file.seek(0)
         yield from (line.removesuffix(b"\n") for line in file)
 
 

@@ -64,7 +64,7 @@ class JoseConfig(PreTrainedConfig):
     variant: Literal["genzoo", "reference", "paper"] = "genzoo"
     window_size: int = 5
     num_negatives: int = 2
-    margin: float = 0.15
+    margin: float | int = 0.15
     min_count: int = 5
     subsample_threshold: float = 1e-3
     noise_exponent: float = 0.75
@@ -77,6 +77,7 @@ class JoseConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        self.margin = float(self.margin)  # a whole number would make the kernels slow
         loss, is_joint, factor = {
             "genzoo": ("cross_entropy", False, "none"),
             "reference": ("hinge", False, "reference"),

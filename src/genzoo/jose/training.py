@@ -91,9 +91,11 @@ class FitSettings:
         for name in ("num_threads", "save_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.device is not None and torch.device(self.device).type == "cuda":
-            if not torch.cuda.is_available():
-                raise ValueError(f"there is no device {self.device!r} here")
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError) as error:  # as torch says it, in many words
+                raise ValueError(f"there is no device {self.device!r} here") from error
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
 
