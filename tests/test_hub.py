@@ -539,7 +539,9 @@ def test_what_cannot_be_published(tmp_path):
     folder = tmp_path / "bert"
     BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1,
                          intermediate_size=8, vocab_size=9)).save_pretrained(folder)  # fmt: skip
-    with pytest.raises(ValueError, match="holds a BertModel, no model of genzoo"):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMe"]}))
+    with pytest.raises(ValueError, match="holds a BertForMe, no model that an Auto class loads"):
         hub.publish(folder, "owner", dry_run=True)
 
 

@@ -213,9 +213,10 @@ def test_pipeline_finds_a_default(monkeypatch, checkpoint, unlabelled):
         return checkpoint if loading.recipes()[name]().model.num_classes else unlabelled
 
     monkeypatch.setattr(loading, "locate", locate)
-    for task in loading.TASKS:
+    tasks = [task for task in loading.TASKS if task not in loading.TEXT_PIPELINES]
+    for task in tasks:
         assert isinstance(genzoo.pipeline(task), GANPipeline)
-    assert asked == list(loading.TASKS.values())
+    assert asked == [loading.TASKS[task] for task in tasks]
 
 
 def test_pipeline_opens_a_hub_id(monkeypatch, hub):

@@ -8,6 +8,13 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from .conditional_text import (
+    ConditionalBertConfig,
+    ConditionalBertForSequenceClassification,
+    ConditionalBertLMHeadModel,
+    ConditionalBertModel,
+    ConditionalLayerNorm,
+)
 from .features import FeatureNetConfig, FeatureNetForImageClassification
 from .gan import (
     DCGANConfig,
@@ -27,6 +34,11 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "ConditionalBertConfig",
+    "ConditionalBertForSequenceClassification",
+    "ConditionalBertLMHeadModel",
+    "ConditionalBertModel",
+    "ConditionalLayerNorm",
     "DCGANConfig",
     "DCGANDiscriminator",
     "DCGANGenerator",

@@ -204,10 +204,11 @@ def train_command(options: argparse.Namespace) -> None:
         raise ValueError(
             "--init brings its own architecture, which --set model.FIELD cannot change"
         )
+    start = options.init or getattr(recipe(), "base", None)
     folder = loading.room_of(recipe).train(
         with_settings(recipe(), options.settings),
         options.data,
-        loading.find_checkpoint(options.init) if options.init else None,
+        loading.find_checkpoint(start) if start else None,
         output_dir=Path(options.output or Path("outputs") / options.name),
         resume=options.resume,
         tracker=options.tracker,
@@ -371,6 +372,8 @@ def measured_as(row: dict[str, Any]) -> tuple:
         "feature_network",
         "truncation",
         "num_repeats",
+        "judge",
+        "guidance_scale",
         "seed",
         "reference",
     )

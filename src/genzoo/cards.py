@@ -32,7 +32,10 @@ NOT_EVALUATED = "Trained, but not evaluated yet."
 NOT_COMPARED = "Not measured yet."
 
 # Task of the zoo -> the one under which the Hub lists it.
-HUB_TASKS = {"class-to-image": "unconditional-image-generation"}
+HUB_TASKS = {
+    "class-to-image": "unconditional-image-generation",
+    "conditional-text-generation": "text-generation",
+}
 
 # Name of a metric in results.json -> name for a reader, direction of better.
 METRICS = {
@@ -55,6 +58,19 @@ METRICS = {
     "skmeans_ari": ("Spherical k-means ARI", "↑"),
     "skmeans_purity": ("Spherical k-means purity", "↑"),
     "skmeans_mi": ("Spherical k-means MI", "↑"),
+    "perplexity": ("Perplexity", "↓"),
+    "perplexity_unconditioned": ("Perplexity without the condition", "↓"),
+    "masked_accuracy": ("Accuracy on hidden words", "↑"),
+    "masked_perplexity": ("Perplexity of hidden words", "↓"),
+    "distinct_1": ("Distinct-1", "↑"),
+    "distinct_2": ("Distinct-2", "↑"),
+    "distinct_3": ("Distinct-3", "↑"),
+    "self_bleu": ("Self-BLEU", "↓"),
+    "bleu": ("BLEU", "↑"),
+    "rouge_1": ("ROUGE-1", "↑"),
+    "rouge_2": ("ROUGE-2", "↑"),
+    "rouge_l": ("ROUGE-L", "↑"),
+    "equal_length": ("Answers as long as the reference", "↑"),
     "words_per_cpu_second": ("Words per CPU second", "↑"),
 }
 
@@ -99,6 +115,18 @@ class _TextTraining(_Training):
 
 
 @dataclass(kw_only=True)
+class _BatchTraining(_Training):
+    num_steps: int
+    num_texts: int
+    batch_size: int
+
+    @property
+    def length(self) -> str:
+        texts = f"{self.num_texts:,} texts in batches of {self.batch_size}"
+        return f"{self.num_steps:,} steps, {texts}"
+
+
+@dataclass(kw_only=True)
 class _Measurement:
     metric: str
     value: float
@@ -108,6 +136,8 @@ class _Measurement:
     num_items: int | None = None
     coverage: float | None = None
     num_repeats: int | None = None
+    judge: str | None = None
+    guidance_scale: float | None = None
     seed: int
     command: str
     hardware: str
@@ -255,7 +285,12 @@ def complete_card(folder: Path, repository: str, models: dict[str, str]) -> None
     card = ModelCard.load(readme)
     tags = cast(ModelCardData, card.data).tags or []
     cast(ModelCardData, card.data).tags = tags if "genzoo" in tags else [*tags, "genzoo"]
-    block = _from_the_hub_block(repository, models, (folder / "tokenizer.json").is_file())
+    block = _from_the_hub_block(
+        repository,
+        models,
+        has_tokenizer=(folder / "tokenizer.json").is_file(),
+        has_code=any(folder.glob("*.py")),
+    )
     card.text = _fill(card.text, "from-the-hub", block, readme)
     readme.write_text(str(card), encoding="utf-8", newline="\n")
 
@@ -286,8 +321,10 @@ def on_the_hub(data: Iterable[str]) -> list[str]:
     return [name for name in data if "/" in name and not name.startswith("sklearn/")]
 
 
-def _from_the_hub_block(repository: str, models: dict[str, str], has_tokenizer: bool) -> str:
-    """How to load a checkpoint, with genzoo and with the code that lies beside it."""
+def _from_the_hub_block(
+    repository: str, models: dict[str, str], *, has_tokenizer: bool, has_code: bool
+) -> str:
+    """How to load a checkpoint, with genzoo and without."""
     lines = [
         "## From the Hub",
         "",
@@ -297,11 +334,16 @@ def _from_the_hub_block(repository: str, models: dict[str, str], has_tokenizer: 
         f'pipe = genzoo.pipeline(model="{repository}")',
         "```",
         "",
-        "Without genzoo, the code beside the weights is used, in one file for each model.",
-        "`trust_remote_code=True` runs it: read it first, and pin the `revision` that you read.",
-        "",
-        "```python",
     ]
+    if has_code:
+        lines += [
+            "Without genzoo, the code beside the weights is used, in one file for each model.",
+            "`trust_remote_code=True` runs it: read it first, and pin the `revision` "
+            "that you read.",
+        ]
+    else:
+        lines += ["Without genzoo, transformers alone loads it: the model is one of its own."]
+    lines += ["", "```python"]
     if "" not in models:
         lines += [
             "from diffusers import DiffusionPipeline",
@@ -311,8 +353,9 @@ def _from_the_hub_block(repository: str, models: dict[str, str], has_tokenizer: 
     else:
         classes = [models[""], "AutoTokenizer"] if has_tokenizer else [models[""]]
         lines += [f"from transformers import {', '.join(classes)}", ""]
-        trusting = f'from_pretrained("{repository}", trust_remote_code=True)'
-        if has_tokenizer:  # which needs no code, but AutoTokenizer reads the model's config
+        trust = ", trust_remote_code=True" if has_code else ""
+        trusting = f'from_pretrained("{repository}"{trust})'
+        if has_tokenizer:  # it needs no code, but AutoTokenizer reads the model's config
             lines += [f"tokenizer = AutoTokenizer.{trusting}"]
         lines += [f"model = {models['']}.{trusting}"]
     lines += ["```"]
@@ -364,8 +407,8 @@ def _load_results(path: Path) -> dict[str, Any]:
     }
 
 
-def _training(values: dict[str, Any], place: str) -> _ImageTraining | _TextTraining:
-    return _record(values, place, _ImageTraining, _TextTraining)
+def _training(values: dict[str, Any], place: str) -> Any:
+    return _record(values, place, _ImageTraining, _TextTraining, _BatchTraining)
 
 
 def _measurement(values: dict[str, Any], place: str) -> _Measurement:
@@ -439,6 +482,10 @@ def _table(rows: Sequence[_Measurement]) -> list[list[str]]:
         "real / generated images": [row and _num_images(row) for row in of_images],
         "feature network": [row and _judge(row) for row in of_images],
         "truncation": [row and _truncation(row) for row in of_images],
+        "guidance": [
+            None if row.guidance_scale is None else f"{row.guidance_scale:g}" for row in rows
+        ],
+        "judge": [row.judge for row in rows],
         "items": [row.num_items and f"{row.num_items:,}" for row in rows],
         "coverage": [None if row.coverage is None else f"{row.coverage:.1%}" for row in rows],
         "repeats": [row.num_repeats and f"{row.num_repeats:,}" for row in rows],
@@ -486,7 +533,7 @@ def _results_block(measurements: list[_Measurement]) -> str:
     return "\n".join(lines)
 
 
-def _training_block(training: _ImageTraining | _TextTraining) -> str:
+def _training_block(training: _ImageTraining | _TextTraining | _BatchTraining) -> str:
     before = []
     if training.init is not None:
         start = _training(training.init, "training.init")
@@ -549,6 +596,8 @@ def _model_index_entry(row: _Measurement, task: str) -> EvalResult:
         "num_items",
         "coverage",
         "num_repeats",
+        "judge",
+        "guidance_scale",
         "seed",
     )
     conditions = {
@@ -582,6 +631,10 @@ def _eval_result_entry(row: _Measurement) -> EvalResultEntry:
         notes.append(f"coverage {row.coverage:.1%}")
     if row.num_repeats is not None:
         notes.append(f"mean of {row.num_repeats} runs")
+    if row.judge is not None:
+        notes.append(f"judge {row.judge}")
+    if row.guidance_scale is not None:
+        notes.append(f"guidance scale {row.guidance_scale:g}")
     if row.std is not None:
         notes.append(f"standard deviation {_rounded(row.std, row.std)}")
     if images:

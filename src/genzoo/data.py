@@ -187,7 +187,9 @@ def load_images(
     return ImageDataset(images, labels, label_names, str(name_or_path), split)
 
 
-def load_texts(name_or_path: str | Path, *, split: str = "train") -> datasets.Dataset:
+def load_texts(
+    name_or_path: str | Path, *, split: str = "train", subset: str | None = None
+) -> datasets.Dataset:
     """Opens a data set of texts; its rows stay on the disk.
 
     Args:
@@ -195,6 +197,7 @@ def load_texts(name_or_path: str | Path, *, split: str = "train") -> datasets.Da
             owner, both looked for in the folder of mirrors that the environment variable
             GENZOO_DATA names, where that is set; or a folder with a mirror.
         split: Which part, or several, as in "train+test".
+        subset: Which of the data set's configurations, where it has several.
 
     Returns:
         A data set with a column "text".
@@ -203,7 +206,7 @@ def load_texts(name_or_path: str | Path, *, split: str = "train") -> datasets.Da
         FileNotFoundError: If there is no such folder, mirror, data set or split.
         ValueError: If it has no column "text".
     """
-    table = _open(name_or_path, split)
+    table = _open(name_or_path, split, subset)
     if "text" not in table.column_names:
         raise ValueError(
             f"{name_or_path} has no column `text`, only {', '.join(table.column_names)}"
@@ -226,7 +229,7 @@ def mirror(name: str) -> Path:
     return path
 
 
-def _open(name_or_path: str | Path, split: str) -> datasets.Dataset:
+def _open(name_or_path: str | Path, split: str, subset: str | None = None) -> datasets.Dataset:
     name_or_path = str(name_or_path).rstrip("/")
     path, mirrors = Path(name_or_path), os.environ.get("GENZOO_DATA")
     if not path.exists() and mirrors:
@@ -241,7 +244,7 @@ def _open(name_or_path: str | Path, split: str) -> datasets.Dataset:
         )
     source = str(path if path.exists() else name_or_path)
     try:
-        return datasets.load_dataset(source, split=split)
+        return datasets.load_dataset(source, subset, split=split)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         if "split" in str(error):
             raise FileNotFoundError(f"{name_or_path} has no split {split!r}: {error}") from error

@@ -208,6 +208,8 @@ def stage(folder: Path, repository: str, target: Path) -> dict[str, str]:
 def add_code(target: Path, place: str = "") -> tuple[str, list[str]]:
     """Puts a model's code where the loaders look, and `auto_map` into its config.json.
 
+    A model that transformers has itself needs neither.
+
     Args:
         target: The folder that will be the repository.
         place: The model's folder in it.
@@ -221,10 +223,15 @@ def add_code(target: Path, place: str = "") -> tuple[str, list[str]]:
     config = AutoConfig.from_pretrained(target / place, trust_remote_code=False)
     module = sys.modules[type(config).__module__]
     class_name = (config.architectures or ["?"])[0]
-    model_class = getattr(module, class_name, None)
-    auto_classes = [name for name, found in _auto_classes(type(config)) if found is model_class]
-    if not module.__name__.startswith(f"{PACKAGE}.") or model_class is None or not auto_classes:
-        raise ValueError(f"{what} holds a {class_name}, no model of {PACKAGE}")
+    auto_classes = [
+        name
+        for name, found in _auto_classes(type(config))
+        if found is not None and found.__name__ == class_name
+    ]
+    if not auto_classes:
+        raise ValueError(f"{what} holds a {class_name}, no model that an Auto class loads")
+    if not module.__name__.startswith(f"{PACKAGE}."):
+        return auto_classes[0], ["transformers", class_name]
     stem = module.__name__.rpartition(".")[2]
     auto_map = {name: f"{stem}.{class_name}" for name in auto_classes}
     values = loading.read_json(target / place / "config.json")

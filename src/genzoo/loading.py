@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForMaskedLM,
     PreTrainedConfig,
 )
 
@@ -23,12 +24,13 @@ from .downloads import HUB_OPTIONS, fetch
 NAMESPACE = "genzoo"
 """The owner of the zoo's repositories on the Hub."""
 
-ROOMS = ("gan", "features", "jose")
+ROOMS = ("gan", "features", "jose", "conditional_text")
 """The packages of genzoo that have a recipes.py."""
 
 TASKS = {
     "class-to-image": "selfmod-gan-fashion-mnist",
     "unconditional-image-generation": "dcgan-fashion-mnist",
+    "conditional-text-generation": "conditional-bert-zh-sentiment",
 }
 """The tasks that transformers does not have, and the checkpoint for each when none is named."""
 
@@ -37,8 +39,14 @@ PIPELINES = {
 }
 """The class that a model_index.json names: its module, and the component that has the classes."""
 
+TEXT_PIPELINES = {
+    "conditional-text-generation": ("genzoo.conditional_text.pipeline_conditional_text_generation"),
+}
+"""The tasks whose pipelines are transformers', and the modules that register them there."""
+
 HEADS = {
     AutoModelForImageClassification: "image-classification",
+    AutoModelForMaskedLM: "fill-mask",
     AutoModelForCausalLM: "text-generation",
 }
 """The Auto classes of networks that do one task of transformers, and the task."""
@@ -59,7 +67,7 @@ def recipes() -> dict[str, Callable[[], Any]]:
         module = importlib.import_module(f"genzoo.{room}.recipes")
         for name, value in vars(module).items():
             is_own = callable(value) and getattr(value, "__module__", None) == module.__name__
-            if is_own and not name.startswith("_"):
+            if is_own and name not in ("train", "evaluate") and not name.startswith("_"):
                 found[name.replace("_", "-")] = value
     return found
 
@@ -255,7 +263,9 @@ def describe(config: PreTrainedConfig) -> tuple[str, int | None]:
         )
 
     auto_class = next(filter(is_published_as, HEADS), AutoModel)
-    if auto_class in HEADS:
+    if auto_class in HEADS and hasattr(config, "condition_size"):
+        task = "conditional-text-generation"
+    elif auto_class in HEADS:
         task = HEADS[auto_class]
     elif not hasattr(config, "image_size"):
         task = "feature-extraction"
@@ -298,6 +308,7 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
     | --- | --- | --- |
     | class-to-image | GANPipeline | selfmod-gan-fashion-mnist |
     | unconditional-image-generation | GANPipeline | dcgan-fashion-mnist |
+    | conditional-text-generation | transformers.pipeline | conditional-bert-zh-sentiment |
     | any task of transformers | transformers.pipeline, genzoo's models registered | transformers' |
 
     Without a task, the checkpoint tells it: a model_index.json names its pipeline, a results.json
@@ -329,12 +340,13 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
         _check_transformers_task(task)
     if model is None and task in TASKS:
         model = TASKS[task]
+    image_tasks = TASKS.keys() - TEXT_PIPELINES.keys()
 
     if isinstance(model, str | os.PathLike):
         hub_id = None if is_folder(model) or "/" not in os.fspath(model) else os.fspath(model)
         if hub_id is None:
             model = folder = find_checkpoint(model)
-        elif task is None or task in TASKS:
+        elif task is None or task in image_tasks:
             hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
             folder = fetch(hub_id, ["*.json"], **hub_options)
         else:
@@ -345,7 +357,9 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
                 return _load_own(folder, model, kwargs)
             if tasks:
                 raise ValueError(f"{model} cannot do {task}; it can do {' and '.join(tasks)}")
-            if task in TASKS:
+            if task in TEXT_PIPELINES and not hasattr(config_of(folder), "condition_size"):
+                raise ValueError(f"{model} cannot do {task}: it has no condition")
+            if task in image_tasks:
                 raise ValueError(
                     f"{model} cannot do {task}: it is a model without a pipeline of genzoo"
                 )
@@ -360,13 +374,15 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
                     hub_options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
                     model = fetch(hub_id, DATA_FILES, **hub_options)
             model = os.fspath(model)
-    elif task in TASKS:
+    elif task in image_tasks:
         raise ValueError(
             f"for {task}, model is a folder, a Hub id or a name, got a {type(model).__name__}"
         )
 
     from transformers.pipelines import pipeline as transformers_pipeline
 
+    if task in TEXT_PIPELINES:
+        importlib.import_module(TEXT_PIPELINES[task])
     # Without this, transformers would ask whether to run a repository's code.
     kwargs.setdefault("trust_remote_code", False)
     # Its signature has one overload for each task.

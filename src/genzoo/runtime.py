@@ -314,6 +314,42 @@ def update_results(folder: Path, **values: Any) -> None:
     write_atomically(path, (json.dumps(results | values, indent=2) + "\n").encode())
 
 
+def kept_run(folder: Path, method: str, settings: Mapping[str, Any], seed: int) -> Path:
+    """The file of one run of a comparison: a method with its settings and a seed."""
+    words = [method, *(f"{key}={value}" for key, value in sorted(settings.items())), f"seed={seed}"]
+    name = "_".join("".join(c if c.isalnum() or c in "=.-" else "-" for c in w) for w in words)
+    return folder / f"{name}.json"
+
+
+def keep_run(
+    folder: Path,
+    method: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    measure: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """One run's numbers: from its file, or measured now and kept there.
+
+    Args:
+        folder: Of the files.
+        method: Of the run.
+        settings: Of the run.
+        seed: Of the run.
+        measure: Makes a dict with "values", a dict of numbers, and what else is to be kept.
+
+    Returns:
+        That dict with method, settings, seed, hardware and, in "seconds", the time that it took.
+    """
+    file = kept_run(folder, method, settings, seed)
+    if file.is_file():
+        return json.loads(file.read_text())
+    start = time.monotonic()
+    result = {"method": method, "settings": dict(settings), "seed": seed} | measure()
+    result = {"seconds": time.monotonic() - start} | result | {"hardware": hardware()}
+    write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())
+    return result
+
+
 def training_of(checkpoint: str | Path | None) -> dict | None:
     """How the checkpoint in a folder was trained, if its `results.json` says so."""
     path = None if checkpoint is None else Path(checkpoint) / "results.json"

@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from ..data import load_texts, mirror
 from ..evaluation.embeddings import kmeans_scores, knn_f1, load_similarity, similarity_score
-from ..runtime import hardware, update_results, versions, write_atomically
+from ..runtime import keep_run, kept_run, update_results, versions
 from .corpus import Splitter
 from .modeling_jose import JoseConfig
 from .tokenization import ENGLISH_WORDS
 from .training import train_jose
 from .vectors import JoseVectors
-
-logger = logging.get_logger(__name__)
 
 DATA = "newsgroups20"
 SEEDS = (0, 1, 2)
@@ -120,9 +117,10 @@ def run(
     state: Path, posts: _Posts, method: str, settings: dict[str, Any], seed: int
 ) -> dict[str, Any]:
     """One run's numbers: from its file, or measured now."""
-    file = _file(state, method, settings, seed)
-    if file.is_file():
-        return json.loads(file.read_text())
+    return keep_run(state, method, settings, seed, lambda: _measure(posts, method, settings, seed))
+
+
+def _measure(posts: _Posts, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     train: Callable[..., Any] = _jose if method.startswith("JoSE") else _gensim
     started, wall = time.process_time(), time.monotonic()
     shuffled, words, num_words = train(posts, method, settings, seed)
@@ -141,10 +139,7 @@ def run(
     scores |= {f"kmeans_{name}": clusters[name][0] for name in ("nmi", "ari", "purity")}
     # Every other post of the training split, by the rest: what settings are chosen by.
     held_out = knn_f1(documents[:size:2], labels[:size:2], documents[1:size:2], labels[1:size:2])
-    result = {
-        "method": method,
-        "settings": settings,
-        "seed": seed,
+    return {
         "held_out": held_out["f1_macro"],
         "seconds": seconds,
         "values": scores
@@ -152,17 +147,7 @@ def run(
             "spearman/men3000": similarity_score(words, posts.pairs).spearman,
             "words_per_cpu_second": speed,
         },
-        "hardware": hardware(),
     }
-    write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())
-    logger.warning(json.dumps(result))
-    return result
-
-
-def _file(state: Path, method: str, settings: dict[str, Any], seed: int) -> Path:
-    words = [method, *(f"{key}={value}" for key, value in sorted(settings.items())), f"seed={seed}"]
-    name = "_".join("".join(c if c.isalnum() or c in "=.-" else "-" for c in w) for w in words)
-    return state / f"{name}.json"
 
 
 def chosen(state: Path, method: str) -> dict[str, Any]:
@@ -170,7 +155,7 @@ def chosen(state: Path, method: str) -> dict[str, Any]:
     done = [
         json.loads(file.read_text())
         for settings in METHODS[method]
-        if (file := _file(state, method, settings, SEEDS[0])).is_file()
+        if (file := kept_run(state, method, settings, SEEDS[0])).iskept_run()
     ]
     return max(done, key=lambda result: result["held_out"])["settings"]
 
@@ -219,8 +204,8 @@ def collect(state: Path, folder: Path) -> None:
     """Puts the tables, as far as they are done, into a folder's results.json."""
 
     def row(name: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-        files = [_file(state, method, settings, seed) for seed in SEEDS]
-        done = [json.loads(file.read_text()) for file in files if file.is_file()]
+        files = [kept_run(state, method, settings, seed) for seed in SEEDS]
+        done = [json.loads(file.read_text()) for file in files if file.iskept_run()]
         return {
             "name": name,
             "settings": settings,
@@ -232,7 +217,7 @@ def collect(state: Path, folder: Path) -> None:
     questions = [row(name, "JoSE", settings) for name, settings in QUESTIONS.items()]
     methods = []
     for method, tried in METHODS.items():
-        if all(_file(state, method, settings, SEEDS[0]).is_file() for settings in tried):
+        if all(kept_run(state, method, settings, SEEDS[0]).iskept_run() for settings in tried):
             methods.append(row(method, method, chosen(state, method)))
     tables = [
         (

@@ -1,0 +1,200 @@
+"""Text from a class or any vector, as a pipeline of transformers."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+TASK = "conditional-text-generation"
+
+
+class ConditionalTextGenerationPipeline(Pipeline):
+    """Writes texts of a class, or under any condition.
+
+        generate = genzoo.pipeline("conditional-text-generation")
+        generate(label="pos", num_return_sequences=5)  # [{"generated_text": ...}, ...]
+        generate(label=["pos", "neg"], prompt="这家酒店")  # a list for each label
+
+    It samples from the tokens that make up 95 % of the probability (top-p) unless told otherwise.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _pipeline_calls_generate = True
+    _default_generation_config = GenerationConfig(do_sample=True, top_p=0.95)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.model.config, "condition_size"):
+            raise ValueError(
+                f"{self.task} needs a model with a condition, and {type(self.model).__name__} "
+                "has none"
+            )
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        label: int | str | Sequence[int | str] | None = None,
+        prompt: str | Sequence[str] = "",
+        *,
+        condition: Tensor | None = None,
+        num_return_sequences: int = 1,
+        seed: int | None = None,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates texts.
+
+        Args:
+            label: A class by name or number, or several.
+            prompt: What the text begins with, or, for a model of the prefix pattern, what it
+                answers to; one, or one for each label.
+            condition: (C,) or (B, C), in the place of labels.
+            num_return_sequences: How many texts for each label.
+            seed: With one, the same call gives the same texts again on the same machine.
+            batch_size: How many texts are written at once.
+            kwargs: Those of transformers' `generate`, such as `guidance_scale`, `num_beams`,
+                `top_p` and `max_new_tokens`; by default a text may fill the model's positions.
+
+        Returns:
+            For one label, a list of dicts with the key "generated_text"; for a list of labels,
+            prompts or conditions, a list of such lists. The text begins with the prompt, or, in the
+            prefix pattern, is the answer alone.
+
+        Raises:
+            ValueError: If there is no such label (the message names those there are), or if
+                something does not fit.
+        """
+        labels = self._labels(label)
+        is_one = isinstance(prompt, str) and (
+            isinstance(label, int | str)
+            or (label is None and (condition is None or condition.dim() == 1))
+        )
+        if label is not None and condition is not None:
+            raise ValueError("give either a label or a condition, not both")
+        if label is None and condition is None and self.model.config.num_classes:
+            names = ", ".join((self.model.config.class_names or ["0", "1", "..."])[:20])
+            raise ValueError(f"give a label, one of {names}, or a condition")
+        if condition is not None and condition.dim() == 1:
+            condition = condition[None]
+        if num_return_sequences < 1 or batch_size < 1:
+            raise ValueError("num_return_sequences and batch_size must be at least 1")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"a prompt must be a string, or a list of strings, got {prompt!r:.50}")
+        prompts = [*prompts]
+        given = labels if labels is not None else condition
+        num_texts = len(prompts) if given is None else max(len(prompts), len(given))
+        if given is not None and not len(given):
+            return []
+        for name, values in (("prompts", prompts), ("conditions", given)):
+            if values is not None and len(values) not in (1, num_texts):
+                raise ValueError(f"there are {len(values)} {name} for {num_texts} texts")
+        if not num_texts:
+            return []
+        prompts = prompts * num_texts if len(prompts) == 1 else prompts
+
+        inputs: dict[str, Any] = {"prompts": prompts}
+        if labels is not None:
+            inputs["class_labels"] = labels.expand(num_texts) if len(labels) == 1 else labels
+        elif condition is not None:
+            inputs["condition_embeds"] = condition.expand(num_texts, -1)
+        rows = max(batch_size // num_return_sequences, 1)
+        texts: list[str] = []
+        with torch.random.fork_rng() if seed is not None else nullcontext():
+            if seed is not None:
+                torch.manual_seed(seed)
+            for first in range(0, num_texts, rows):
+                part = {name: values[first : first + rows] for name, values in inputs.items()}
+                written: Any = super().__call__(
+                    part, num_return_sequences=num_return_sequences, **kwargs
+                )
+                texts += written
+        groups = [
+            [{"generated_text": text} for text in texts[first : first + num_return_sequences]]
+            for first in range(0, len(texts), num_return_sequences)
+        ]
+        return groups[0] if is_one else groups
+
+    def interpolate(
+        self, start: int | str, end: int | str, num_texts: int = 5, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Generates a text at each of several points between two classes.
+
+        Args:
+            start: A class.
+            end: Another.
+            num_texts: How many points, the two ends included.
+            kwargs: As for a call.
+
+        Returns:
+            Dicts with the keys "generated_text" and "weight", the share of `end`.
+
+        Raises:
+            ValueError: If there are fewer than two texts, or no such class.
+        """
+        if num_texts < 2:
+            raise ValueError(f"between two ends there are at least 2 texts, got {num_texts}")
+        table: Any = self.model.bert.class_embeddings
+        ends = table.weight[self._labels([start, end])].detach()
+        weights = torch.linspace(0, 1, num_texts, device=ends.device, dtype=ends.dtype)
+        condition = torch.lerp(ends[0], ends[1], weights[:, None])  # (B, C)
+        groups = self(condition=condition, **kwargs)
+        return [
+            {"weight": round(weight, 6), **text}
+            for weight, group in zip(weights.tolist(), groups, strict=True)
+            for text in group
+        ]
+
+    def _labels(self, label: Any) -> Any:
+        return None if label is None else self.model.config.class_ids(label)
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        return {}, kwargs, {}
+
+    def preprocess(self, input_: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prompts and conditions to tensors, padded on the left."""
+        tokenizer: Any = self.tokenizer
+        is_prefix = self.model.config.attention_pattern == "prefix"
+        tokens = tokenizer(input_["prompts"], add_special_tokens=False)["input_ids"]
+        end = [tokenizer.sep_token_id] if is_prefix else []
+        tokens = [[tokenizer.cls_token_id, *row, *end] for row in tokens]
+        batch = dict(tokenizer.pad({"input_ids": tokens}, padding_side="left", return_tensors="pt"))
+        return batch | {name: values for name, values in input_.items() if name != "prompts"}
+
+    def _forward(self, input_tensors: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        length = input_tensors["input_ids"].shape[1]
+        room = self.model.config.max_position_embeddings - length + 1
+        if room < 1:
+            raise ValueError(
+                f"the prompt has {length} tokens, and the model "
+                f"{self.model.config.max_position_embeddings} positions"
+            )
+        if "max_length" not in kwargs and "generation_config" not in kwargs:
+            kwargs.setdefault("max_new_tokens", room)
+        model: Any = self.model
+        tokens = model.generate(**input_tensors, **self._prepare_generate_kwargs(kwargs))
+        return {"tokens": tokens, "length": length}
+
+    def postprocess(self, model_outputs: dict[str, Any], **kwargs: Any) -> list[str]:
+        """Tokens to texts."""
+        tokens = model_outputs["tokens"]
+        if self.model.config.attention_pattern == "prefix":
+            tokens = tokens[:, model_outputs["length"] :]
+        return self.tokenizer.batch_decode(  # pyright: ignore[reportOptionalMemberAccess]
+            tokens, skip_special_tokens=True
+        )
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK,
+        pipeline_class=ConditionalTextGenerationPipeline,
+        pt_model=AutoModelForCausalLM,
+        type="text",
+    )

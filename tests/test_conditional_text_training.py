@@ -1,0 +1,376 @@
+"""Training, evaluation and pipeline of the conditional text models, on a small world of its own."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
+
+import genzoo
+from genzoo.conditional_text import (
+    CausalCollator,
+    ConditionalBertConfig,
+    ConditionalBertLMHeadModel,
+    ConditionalTextTrainer,
+    MaskedCollator,
+    encode,
+)
+from genzoo.conditional_text import recipes as text_recipes
+from genzoo.conditional_text.evaluation import FormJudge, evaluate_text
+from genzoo.conditional_text.training import MaskedLMTrainer, TextRecipe, load_rows, train_text
+from genzoo.evaluation.text import TfidfJudge
+
+GOOD, BAD = "很好喜欢满意干净", "太差失望难吃肮脏"
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+}
+
+
+def reviews(num_rows: int = 200) -> list[dict[str, str]]:
+    """Texts whose class decides which characters they have."""
+    source = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(num_rows):
+        letters = (BAD, GOOD)[index % 2]
+        picked = torch.randint(len(letters), (6,), generator=source).tolist()
+        rows.append(
+            {"text": "这" + "".join(letters[i] for i in picked), "label": ("neg", "pos")[index % 2]}
+        )
+    return rows
+
+
+def recipe(**changes) -> TextRecipe:
+    values = {
+        "name": "reviews",
+        "model": ConditionalBertConfig(
+            **SIZES,
+            num_classes=2,
+            class_names=["neg", "pos"],
+            condition_size=4,
+            condition_dropout=0.1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        "data": ["reviews"],
+        "rows": text_recipes.sentences,
+        "judges": (TfidfJudge,),
+        "min_count": 1,
+        "max_length": 16,
+        "num_steps": 150,
+        "batch_size": 16,
+        "learning_rate": 5e-3,
+        "condition_learning_rate": 1e-2,
+    }
+    return TextRecipe(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory) -> Path:
+    """A checkpoint that has learned the two classes."""
+    folder = tmp_path_factory.mktemp("runs") / "writer"
+    return train_text(recipe(), reviews()[:150], output_dir=folder)
+
+
+def test_it_writes_what_it_is_asked_for(writer):
+    write = genzoo.pipeline("conditional-text-generation", model=writer)
+    texts = write(label=["neg", "pos"] * 20, seed=0)
+    letters = [{*text[0]["generated_text"]} - {"这"} for text in texts]
+    assert all(found <= {*(BAD, GOOD)[index % 2]} for index, found in enumerate(letters))
+    assert len({text[0]["generated_text"] for text in texts}) > 20
+
+
+def test_the_shapes_of_what_the_pipeline_returns(writer):
+    write = genzoo.pipeline(model=writer)
+    one = write(label="pos", num_return_sequences=3, seed=1)
+    assert [[*text] for text in one] == [["generated_text"]] * 3
+    assert one == write(label=1, num_return_sequences=3, seed=1)
+    assert one != write(label="pos", num_return_sequences=3, seed=2)
+    several = write(label=["pos", "neg"], num_return_sequences=2)
+    assert [len(texts) for texts in several] == [2, 2]
+    assert write(label=[]) == []
+    begun = write(label="pos", prompt="这很好喜")
+    assert begun[0]["generated_text"].startswith("这很好喜")
+    both = write(label=["neg", "pos"], prompt=["这太", "这"], seed=0)
+    assert both[0][0]["generated_text"].startswith("这太")
+    vectors = torch.stack([torch.zeros(4), torch.ones(4)])
+    assert len(write(condition=vectors)) == 2 and isinstance(write(condition=vectors[0])[0], dict)
+
+
+def test_batches_do_not_change_what_is_most_probable(writer):
+    write = genzoo.pipeline(model=writer)
+    labels, prompts = ["neg", "pos", "pos"], ["这", "", "这很好"]
+    settings = {"do_sample": False, "max_new_tokens": 6}
+    at_once = write(label=labels, prompt=prompts, **settings)
+    assert at_once == write(label=labels, prompt=prompts, batch_size=1, **settings)
+    one_by_one = [
+        write(label=a, prompt=b, **settings) for a, b in zip(labels, prompts, strict=True)
+    ]
+    assert at_once == one_by_one
+
+
+def test_ends_of_an_interpolation_are_the_classes(writer):
+    write = genzoo.pipeline(model=writer)
+    line = write.interpolate("neg", "pos", 3, do_sample=False, max_new_tokens=7)
+    assert [point["weight"] for point in line] == [0.0, 0.5, 1.0]
+    for point, label in ((line[0], "neg"), (line[-1], "pos")):
+        (text,) = write(label=label, do_sample=False, max_new_tokens=7)
+        assert point["generated_text"] == text["generated_text"]
+
+
+def test_guidance_makes_the_class_plainer(writer):
+    model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    tokens = torch.tensor([[2]])
+    labels = torch.tensor([1])
+    plain, guided = (
+        F.softmax(model(tokens, class_labels=labels, guidance=scale).logits[0, -1], -1)
+        for scale in (1.0, 3.0)
+    )
+    assert not torch.allclose(plain, guided)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"label": "good"}, "there is no class 'good'; known are neg, pos"),
+        ({"label": 2}, "there is no class 2; known are neg, pos"),
+        ({"label": -1}, "there is no class -1; known are neg, pos"),
+        ({"label": True}, "there is no class True; known are neg, pos"),
+        ({}, "give a label, one of neg, pos, or a condition"),
+        ({"label": "pos", "condition": torch.zeros(4)}, "either a label or a condition"),
+        ({"condition": torch.zeros(1, 5)}, "with C = 4, got"),
+        ({"label": "pos", "prompt": "好" * 40}, "the prompt has 41 tokens"),
+        ({"label": "pos", "prompt": "好" * 20, "max_new_tokens": 20}, "positions, too few for"),
+        ({"label": ["pos", "neg"], "prompt": ["a"] * 3}, "2 conditions for 3 texts"),
+        ({"label": "pos", "prompt": 3}, "prompt must be a string"),
+        ({"label": "pos", "num_return_sequences": 0}, "must be at least 1"),
+    ],
+)
+def test_what_the_pipeline_refuses(writer, call, message):
+    write = genzoo.pipeline(model=writer)
+    with pytest.raises(ValueError, match=message):
+        write(**call)
+
+
+def test_a_model_without_a_condition_does_not_fit_the_pipeline():
+    with pytest.raises(ValueError, match="cannot do conditional-text-generation"):
+        genzoo.pipeline("conditional-text-generation", model="jose-zh-reviews")
+
+
+def test_the_task_has_a_default(writer, monkeypatch):
+    asked = []
+    monkeypatch.setattr("genzoo.loading.locate", lambda name: asked.append(name) or writer)
+    assert genzoo.pipeline("conditional-text-generation")(label="pos")
+    assert asked == ["conditional-bert-zh-sentiment"]
+
+
+def test_transformers_own_pipeline_takes_the_class(writer):
+    write = genzoo.pipeline("text-generation", model=writer)
+    (text,) = write("这", class_labels=torch.tensor([1]), max_new_tokens=6, do_sample=False)
+    assert {*text["generated_text"]} <= {*GOOD, "这"}
+
+
+# Evaluation
+
+
+def test_evaluation_measures_what_it_says(writer, monkeypatch):
+    rows = [dict(row) for row in reviews()]
+    monkeypatch.setattr(
+        "genzoo.conditional_text.evaluation.load_rows",
+        lambda recipe, dataset, split="train": Dataset.from_list(
+            rows[:150] if split == "train" else rows[150:]
+        ),
+    )
+    found = evaluate_text(recipe(), writer, num_texts=40)
+    table = {
+        (row["metric"], row["judge"], row["guidance_scale"], row["reference"]): row["value"]
+        for row in found
+    }
+    assert table["class_accuracy", "TfidfJudge", None, True] == 1.0
+    assert table["class_accuracy", "TfidfJudge", 1.0, False] == 1.0
+    # Of eight tokens, six are one of eight characters at random, and two are certain.
+    assert 8 ** (6 / 8) < table["perplexity", None, None, False] < 1.2 * 8 ** (6 / 8)
+    # Without the class, the first of them is one of sixteen: a factor of 2 ** (1 / 8) at least.
+    without = table["perplexity_unconditioned", None, None, False]
+    assert without > 1.05 * table["perplexity", None, None, False]
+    for metric in ("distinct_1", "distinct_2", "distinct_3", "self_bleu"):
+        assert 0 < table[metric, None, None, True] <= 1 and 0 < table[metric, None, 2.0, False] <= 1
+
+
+def test_the_judge_of_forms():
+    poems = ["一二三四五，六七八九十。" * 2, "一二三四五六七，一二三四五六七。"] * 30
+    judge = FormJudge().fit(poems, [0, 1] * 30)
+    assert judge.accuracy(poems[:2], [0, 1]) == 1.0
+    assert judge.accuracy(poems[:2], [1, 0]) == 0.0
+    assert judge.accuracy(["一二三四五，六七八九。" * 2], [0]) == 0.0
+
+
+# Trainer
+
+
+def rows_and_tokenizer(writer: Path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(writer)
+    return encode(Dataset.from_list(reviews(32)), tokenizer, class_names=["neg", "pos"]), tokenizer
+
+
+def arguments(folder: Path, **changes) -> TrainingArguments:
+    values = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    return TrainingArguments(str(folder), **values | changes)
+
+
+def test_label_smoothing_looks_at_the_next_token(writer, tmp_path):
+    """As by hand; transformers' own does not shift the labels of a class that it does not know."""
+    texts, tokenizer = rows_and_tokenizer(writer)
+    model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    model.config.condition_dropout = 0.0
+    batch = CausalCollator(tokenizer)([texts[i] for i in range(8)])
+    model.train()
+    logits = model(**batch).logits[:, :-1].flatten(0, 1)
+    wanted = F.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=0.3)
+    settings = arguments(tmp_path, label_smoothing_factor=0.3)
+    trainer = ConditionalTextTrainer(model, settings, data_collator=CausalCollator(tokenizer))
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), wanted)
+    stock = Trainer(model, settings, data_collator=CausalCollator(tokenizer))
+    assert abs(stock.compute_loss(model, dict(batch)) - wanted) > 0.1
+    model.eval()
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), model(**batch).loss)
+
+
+def test_new_weights_learn_at_a_rate_of_their_own(writer, tmp_path):
+    texts, tokenizer = rows_and_tokenizer(writer)
+    model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    trainer = ConditionalTextTrainer(
+        model,
+        arguments(tmp_path, learning_rate=1e-4),
+        train_dataset=texts,
+        data_collator=CausalCollator(tokenizer),
+        condition_learning_rate=1e-2,
+    )
+    optimizer = trainer.create_optimizer()
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    rates = {
+        names[id(weight)]: group["lr"]
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    assert rates.keys() == {*names.values()}
+    new = {name for name, rate in rates.items() if rate == 1e-2}
+    assert new == {name for name in rates if "scale" in name or "shift" in name or "class_" in name}
+    trainer.optimizer = None
+    trainer.train()
+
+
+def test_vectors_in_the_place_of_classes_can_be_evaluated(tmp_path, writer):
+    _, tokenizer = rows_and_tokenizer(writer)
+    table = Dataset.from_list(
+        [{"text": row["text"], "vector": [float(row["label"] == "pos")]} for row in reviews(16)]
+    )
+    texts = encode(table, tokenizer, condition="vector")
+    config = ConditionalBertConfig(**SIZES, vocab_size=len(tokenizer), condition_size=1)
+    trainer = ConditionalTextTrainer(
+        ConditionalBertLMHeadModel(config),
+        arguments(tmp_path),
+        train_dataset=texts,
+        eval_dataset=texts,
+        data_collator=CausalCollator(tokenizer),
+    )
+    trainer.train()
+    assert 0 < trainer.evaluate()["eval_loss"] < 10
+
+
+def test_scores_where_a_word_is_hidden_are_enough(writer, tmp_path):
+    texts, tokenizer = rows_and_tokenizer(writer)
+    model = BertForMaskedLM(BertConfig(**SIZES, vocab_size=len(tokenizer), hidden_dropout_prob=0.0))
+    collator = MaskedCollator(tokenizer)
+    batch = collator([texts[i] for i in range(8)])
+    batch.pop("class_labels")
+    trainer = MaskedLMTrainer(model, arguments(tmp_path), data_collator=collator)
+    model.eval()
+    wanted = model(**batch).loss
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), wanted)
+
+
+# Recipes and rows
+
+
+def test_a_base_keeps_its_weights_and_loses_unused_tokens(writer, tmp_path):
+    base = BertForMaskedLM(
+        BertConfig(**SIZES, vocab_size=_tokens(writer), bos_token_id=2, eos_token_id=3)
+    )
+    base.save_pretrained(tmp_path / "base")
+    rows_and_tokenizer(writer)[1].save_pretrained(tmp_path / "base")
+    rows = [row for row in reviews() if row["label"] == "pos"]
+    rows[0]["label"] = "neg"
+    folder = train_text(
+        recipe(num_steps=1, learning_rate=1e-9, condition_learning_rate=1e-9, max_tokens=9),
+        rows,
+        tmp_path / "base",
+        output_dir=tmp_path / "tuned",
+    )
+    tuned = ConditionalBertLMHeadModel.from_pretrained(folder)
+    assert tuned.config.vocab_size == 9
+    assert tuned.generation_config.eos_token_id == tuned.config.eos_token_id
+    new = tuned.bert.encoder.layer[0].intermediate.dense.weight
+    torch.testing.assert_close(
+        new, base.bert.encoder.layer[0].intermediate.dense.weight, atol=1e-4, rtol=1e-3
+    )
+
+
+def _tokens(writer: Path) -> int:
+    return len(json.loads((writer / "tokenizer.json").read_text())["model"]["vocab"])
+
+
+def test_a_run_that_diverges_says_so(tmp_path):
+    with pytest.raises(FloatingPointError, match="not finite before step"):
+        train_text(
+            recipe(num_steps=40, learning_rate=1e18, log_every=1),
+            reviews(40),
+            output_dir=tmp_path / "run",
+        )
+
+
+def test_data_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="row 0 is of class 'good'; known are neg, pos"):
+        train_text(recipe(), [{"text": "a", "label": "good"}], output_dir=tmp_path / "a")
+    with pytest.raises(ValueError, match="no column 'label', only text"):
+        train_text(recipe(), ["很好"], output_dir=tmp_path / "b")
+    with pytest.raises(ValueError, match="there is no text"):
+        train_text(recipe(), [], output_dir=tmp_path / "c")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["poems", "couplets", "reviews", "plain"])
+def test_rows_of_the_recipes_are_texts(name):
+    rows = {
+        "poems": {"text": "一二三四五，六七八九十。\n一二三四五，六七八九十。", "form": "tang_shi"},
+        "couplets": {"text": "一二三四五，六七八九十。", "form": "tang_shi"},
+        "reviews": {"text": "好。" * 100, "label": 1},
+        "plain": {"text": "好。" * 100},
+    }
+    found = [*getattr(text_recipes, name)(rows[name])]
+    assert found and all(0 < len(row["text"]) <= 126 for row in found)
+
+
+def test_labels_by_number_get_their_names(tmp_path, monkeypatch):
+    from datasets import ClassLabel, Features, Value
+
+    table = Dataset.from_list(
+        [{"text": "很好", "label": 1}, {"text": "太差", "label": 0}],
+        features=Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}),
+    )
+    monkeypatch.setattr("genzoo.conditional_text.training.load_texts", lambda *a, **k: table)
+    assert load_rows(recipe())["label"] == ["pos", "neg"]
+    assert dataclasses.replace(recipe()).identity()["rows"] == "sentences"
