@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genzoo.data import ImageBatches, ImageDataset, load_images, to_model_range
+from genzoo.data import ImageBatches, ImageDataset, load_images, load_texts, to_model_range
 
 
 def numbered(count: int) -> ImageDataset:
@@ -188,3 +188,25 @@ def test_broken_and_secret_data_die_with_a_sentence(tmp_path: Path):
     pq.write_table(pa.table(rows), tmp_path / "secret" / "train.parquet")
     with pytest.raises(ValueError, match="hides its labels"):
         load_images(tmp_path / "secret", image_size=8, num_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\ngood,1\nbad,0\n"),
+        ("a.tsv", "text\tlabel\ngood\t1\nbad\t0\n"),
+        ("a.jsonl", '{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n'),
+        ("a.txt", "good\nbad\n"),
+    ],
+)
+def test_one_file_is_a_data_set(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    table = load_texts(tmp_path / name, split="test")
+    assert table["text"][:] == ["good", "bad"]
+    assert "label" not in table.column_names or table["label"][:] == [1, 0]
+
+
+def test_a_file_of_another_kind(tmp_path):
+    (tmp_path / "a.docx").write_text("good")
+    with pytest.raises(ValueError, match=r"one of .csv, .tsv, .* not '.docx'"):
+        load_texts(tmp_path / "a.docx")

@@ -195,8 +195,9 @@ def load_texts(
     Args:
         name_or_path: A Hub id such as "stanfordnlp/imdb", or the name of a data set without an
             owner, both looked for in the folder of mirrors that the environment variable
-            GENZOO_DATA names, where that is set; or a folder with a mirror.
-        split: Which part, or several, as in "train+test".
+            GENZOO_DATA names, where that is set; or a folder with a mirror; or one file, CSV, TSV,
+            JSON, parquet or plain text with one text a line.
+        split: Which part, or several, as in "train+test"; a file has only one.
         subset: Which of the data set's configurations, where it has several.
 
     Returns:
@@ -244,6 +245,8 @@ def _open(name_or_path: str | Path, split: str, subset: str | None = None) -> da
         )
     source = str(path if path.exists() else name_or_path)
     try:
+        if path.is_file():
+            return _open_file(path)
         return datasets.load_dataset(source, subset, split=split)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         if "split" in str(error):
@@ -254,6 +257,24 @@ def _open(name_or_path: str | Path, split: str, subset: str | None = None) -> da
             f"{name_or_path} could not be loaded ({error}); "
             "give a local copy by --data or GENZOO_DATA"
         ) from error
+
+
+_BUILDERS = {
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+    ".txt": ("text", {}),
+}
+
+
+def _open_file(path: Path) -> datasets.Dataset:
+    if path.suffix.lower() not in _BUILDERS:
+        raise ValueError(f"a file of data is one of {', '.join(_BUILDERS)}, not {path.suffix!r}")
+    builder, options = _BUILDERS[path.suffix.lower()]
+    table: Any = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
+    return table
 
 
 def _columns(table: datasets.Dataset, name: str | Path) -> tuple[str, str | None]:
