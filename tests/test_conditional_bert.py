@@ -1873,3 +1873,21 @@ def test_a_folder_may_move(tmp_path):
         assert str(tmp_path) not in file.read_text()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
     assert type(loaded) is ConditionalBertLMHeadModel
+
+
+def test_generate_takes_names_and_a_configuration_in_its_place():
+    model = language_model(class_names=["a", "b", "c"])
+    wanted = model.generate(class_labels=torch.tensor([2, 0]), max_new_tokens=4, do_sample=False)
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, bos_token_id=1)
+    for labels in (["c", "a"], [2, 0]):
+        assert torch.equal(model.generate(None, config, class_labels=labels), wanted)
+    with pytest.raises(ValueError, match="no class 'd'; known are a, b, c"):
+        model.generate(class_labels=["d"])
+
+
+def test_generate_leaves_every_part_in_its_mode():
+    model = language_model().train()
+    model.bert.embeddings.eval()
+    modes = [module.training for module in model.modules()]
+    model.generate(class_labels=[0], max_new_tokens=2)
+    assert [module.training for module in model.modules()] == modes

@@ -1002,9 +1002,10 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
     def generate(
         self,
         inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         *,
         input_ids: Tensor | None = None,
-        class_labels: Tensor | None = None,
+        class_labels: Tensor | Sequence[int | str] | None = None,
         condition_embeds: Tensor | None = None,
         guidance_scale: float | None = None,
         attention_pattern: str | None = None,
@@ -1015,8 +1016,9 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         Args:
             inputs: (B, T), what the texts begin with, or, in the prefix pattern, what they answer
                 to; by default the token that begins a text, for each condition.
-            input_ids: The same.
-            class_labels: (B,), the classes.
+            generation_config: As for transformers' `generate`.
+            input_ids: The same as `inputs`.
+            class_labels: (B,), the classes; or a list of their names or numbers.
             condition_embeds: (B, C), in the place of classes. Between two conditions lie others:
                 `torch.lerp(a, b, weight)` of rows of `bert.class_embeddings.weight`.
             guidance_scale: Of classifier-free guidance over the condition, for a model that was
@@ -1028,8 +1030,12 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
             ValueError: If something does not fit, or if the model has too few positions.
         """
         inputs = input_ids if inputs is None else inputs
+        if generation_config is not None:
+            kwargs["generation_config"] = generation_config
+        if class_labels is not None and not isinstance(class_labels, Tensor):
+            class_labels = self.config.class_ids(class_labels).to(self.device)
         embeds = kwargs.get("inputs_embeds")
-        condition = class_labels if class_labels is not None else condition_embeds
+        condition: Any = class_labels if class_labels is not None else condition_embeds
 
         def setting(name: str) -> Any:
             """The call's own, that of the configuration given to it, or the model's."""
@@ -1071,7 +1077,7 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
             kwargs |= {"guidance": float(guidance), "cache_implementation": None}
             if setting("use_cache") is not False and kwargs.get("past_key_values") is None:
                 kwargs["past_key_values"] = GuidedCache(config=self.config)
-        is_training = self.training
+        in_training = [module for module in self.modules() if module.training]
         self.eval()  # as transformers does not: no dropout, and none of the condition
         try:
             modulations = self.modulations(class_labels, condition_embeds, batch_size=len(text))
@@ -1082,7 +1088,8 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
                 **kwargs,
             )
         finally:
-            self.train(is_training)
+            for module in in_training:
+                module.training = True
 
     def _check_length(self, length: int, num_new: int | None, total: int | None) -> None:
         if num_new is None:

@@ -340,11 +340,7 @@ def train_text(
 
     is_masked = isinstance(model, BertForMaskedLM)
     checkpoint = _last_whole(run.folder / "checkpoints") if resume else None
-    step = (
-        json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-        if (checkpoint)
-        else 0
-    )
+    step = 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
     run.forget_log_after(step)
     log = _Log(run.folder / "log.jsonl", recipe, step)
     if is_masked:
@@ -382,7 +378,7 @@ def train_text(
             task="fill-mask" if is_masked else "conditional-text-generation",
             training={
                 "command": command(),
-                "dataset": source,
+                "dataset": " + ".join(dict.fromkeys(source.split(" + "))),
                 "split": recipe.split,
                 "num_steps": recipe.num_steps,
                 "num_texts": recipe.num_steps * recipe.batch_size,
@@ -569,7 +565,7 @@ def _last_whole(folder: Path) -> Path | None:
     whole = [path for path in found if (path / _WHOLE).is_file()]
     for path in found:
         if not (path / _WHOLE).is_file():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process may be at it
     return whole[-1] if whole else None
 
 
