@@ -487,6 +487,12 @@ def test_a_conditional_bert_can_be_the_start_too(tmp_path):
         other(ids, condition_embeds=condition).logits,
         model(ids, condition_embeds=condition).logits,
     )
+    state = load_file(tmp_path / "model.safetensors")
+    lacking = {name: tensor for name, tensor in state.items() if "scale" not in name}
+    save_file(lacking, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"are missing or of another size, such as .*scale.weight"):
+        ConditionalBertLMHeadModel.from_bert(str(tmp_path))
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     narrow = ConditionalBertLMHeadModel.from_bert(
         str(tmp_path), num_classes=2, condition_size=3, condition_initializer_range=0.0
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
 
 import genzoo
@@ -17,7 +18,9 @@ from genzoo.conditional_text import (
     ConditionalBertLMHeadModel,
     ConditionalTextTrainer,
     MaskedCollator,
+    comparison,
     encode,
+    training,
 )
 from genzoo.conditional_text import recipes as text_recipes
 from genzoo.conditional_text.evaluation import FormJudge, evaluate_text
@@ -150,6 +153,9 @@ def test_guidance_makes_the_class_plainer(writer):
         ({"label": "pos", "prompt": "好" * 20, "max_new_tokens": 20}, "positions, too few for"),
         ({"label": ["pos", "neg"], "prompt": ["a"] * 3}, "2 conditions for 3 texts"),
         ({"label": "pos", "prompt": 3}, "prompt must be a string"),
+        ({"condition": [[[0.0]]]}, r"a condition is \(C,\) or \(B, C\), got \(1, 1, 1\)"),
+        ({"condition": 1.0}, r"a condition is \(C,\) or \(B, C\)"),
+        ({"label": "pos", "guidance_scale": "2"}, "guidance_scale must be a number, got '2'"),
         ({"label": "pos", "num_return_sequences": 0}, "must be at least 1"),
     ],
 )
@@ -269,6 +275,21 @@ def test_new_weights_learn_at_a_rate_of_their_own(writer, tmp_path):
     trainer.train()
 
 
+def test_a_rate_of_their_own_is_the_bottleneck_s_too(tmp_path):
+    config = ConditionalBertConfig(**SIZES, vocab_size=9, condition_size=3, bottleneck_size=2)
+    model = ConditionalBertLMHeadModel(config)
+    trainer = ConditionalTextTrainer(model, arguments(tmp_path), condition_learning_rate=1e-2)
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    assert rates[id(model.bert.embeddings.LayerNorm.bottleneck.weight)] == 1e-2
+    given = torch.optim.SGD(model.parameters())
+    trainer = ConditionalTextTrainer(
+        model, arguments(tmp_path), condition_learning_rate=1e-2, optimizers=(given, None)
+    )
+    with pytest.raises(ValueError, match="for an optimizer that is made here"):
+        trainer.create_optimizer()
+
+
 def test_vectors_in_the_place_of_classes_can_be_evaluated(tmp_path, writer):
     _, tokenizer = rows_and_tokenizer(writer)
     table = Dataset.from_list(
@@ -301,6 +322,108 @@ def test_scores_where_a_word_is_hidden_are_enough(writer, tmp_path):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     torch.testing.assert_close(trainer.compute_loss(model, dict(batch)), wanted)
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_a_run_resumes_to_the_same_bits_in_a_later_epoch(tmp_path, monkeypatch):
+    """Six steps an epoch: stopped in the second and in the third, behind a checkpoint."""
+    rows = [row | {"text": row["text"] + "好" * (i % 5)} for i, row in enumerate(reviews(96))]
+    whole = recipe(num_steps=20, save_every=4, log_every=1)
+    left = train_text(whole, rows, output_dir=tmp_path / "whole")
+    original = training._Log.on_step_end
+    for stop in (9, 16):
+
+        def on_step_end(self, args, state, control, stop=stop, **kwargs):
+            original(self, args, state, control, **kwargs)
+            if state.global_step == stop:
+                raise _Stop
+
+        monkeypatch.setattr(training._Log, "on_step_end", on_step_end)
+        with pytest.raises(_Stop):
+            train_text(whole, rows, output_dir=tmp_path / "stopped", resume=True)
+    monkeypatch.setattr(training._Log, "on_step_end", original)
+    right = train_text(whole, rows, output_dir=tmp_path / "stopped", resume=True)
+    for name in ("model.safetensors", "config.json"):
+        assert (left / name).read_bytes() == (right / name).read_bytes()
+
+
+def test_an_order_depends_on_the_epoch_alone():
+    order = training.LengthOrder([5, 9, 2, 7] * 6, batch_size=4, seed=0)
+    epochs = []
+    for epoch in range(3):
+        order.set_epoch(epoch)
+        epochs.append([*order])
+        assert sorted(epochs[-1]) == [*range(24)] and [*order] == epochs[-1]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_texts_that_are_held_out_are_not_trained_on(monkeypatch):
+    splits = {
+        "train": ["很 好", "太差", "满意", "失望"],
+        "validation": ["太差"],
+        "test": ["很好", "很好", "干净"],
+    }
+
+    def load_texts(name, *, split, subset=None):
+        return Dataset.from_list([{"text": text, "label": "pos"} for text in splits[split]])
+
+    monkeypatch.setattr(training, "load_texts", load_texts)
+    assert load_rows(recipe())["text"][:] == ["满意", "失望"]
+    assert load_rows(recipe(), split="test")["text"][:] == ["很好", "干净"]
+
+
+def test_a_checkpoint_in_half_precision_is_a_base_in_full(writer):
+    """The files of the zoo hold float16, and a model that learned in it would break."""
+    model = ConditionalBertLMHeadModel.from_bert(str(writer), class_names=["a", "b"])
+    assert model.dtype == torch.float32
+    assert load_file(writer / "model.safetensors")["cls.predictions.bias"].dtype == torch.float16
+
+
+def test_the_comparison_fills_its_table_and_goes_on_where_it_stopped(writer, tmp_path, monkeypatch):
+    tokenizer = rows_and_tokenizer(writer)[1]
+    base = BertForMaskedLM(
+        BertConfig(**SIZES, vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=3)
+    )
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    small = recipe(batch_size=4, max_length=12)
+    monkeypatch.setattr(comparison, "conditional_bert_zh_sentiment", lambda: small)
+    monkeypatch.setattr(
+        comparison, "load_rows", lambda recipe, split: Dataset.from_list(reviews(24))
+    )
+    for name, value in (("NUM_STEPS", 2), ("NUM_TEXTS", 6), ("NUM_NGRAMS", 5), ("SEEDS", (0,))):
+        monkeypatch.setattr(comparison, name, value)
+    words = [str(tmp_path), "--base", str(tmp_path / "base"), "--state", str(tmp_path / "state")]
+    comparison.main(words)
+    (table,) = json.loads((tmp_path / "results.json").read_text())["comparison"]
+    assert [row["name"] for row in table["rows"]] == list(comparison.METHODS)
+    for row in table["rows"]:
+        assert row["values"].keys() == {*comparison.METRICS}
+        assert row["values"]["perplexity"][0] > 1
+    monkeypatch.setattr(comparison, "_measure", None)  # all is done
+    comparison.main(words)
+
+
+def test_the_arms_of_the_comparison_start_from_the_same_network(writer):
+    """A plain BERT with room for a class scores as the conditional one that has not learned."""
+    model = ConditionalBertLMHeadModel(
+        ConditionalBertConfig(
+            **SIZES, vocab_size=20, num_classes=2, condition_size=4, bos_token_id=2
+        )
+    ).eval()
+    plain = comparison.plain(model, 2).eval()
+    ids = torch.randint(5, 20, (3, 7))
+    wanted = model(ids, class_labels=torch.tensor([0, 1, 0])).logits
+    words = plain.bert.embeddings.word_embeddings.weight
+    assert torch.equal(words[20], words[2]) and torch.equal(words[21], words[2])
+    for segment in (0, 1):
+        segments = torch.full_like(ids, segment)
+        found = plain(ids, token_type_ids=segments).logits
+        torch.testing.assert_close(found[..., :20], wanted)
+        assert found[..., 20:].max() < -1
 
 
 # Recipes and rows
@@ -371,6 +494,12 @@ def test_labels_by_number_get_their_names(tmp_path, monkeypatch):
         [{"text": "很好", "label": 1}, {"text": "太差", "label": 0}],
         features=Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}),
     )
-    monkeypatch.setattr("genzoo.conditional_text.training.load_texts", lambda *a, **k: table)
+
+    def load_texts(name, *, split, subset=None):
+        if split != "train":
+            raise FileNotFoundError
+        return table
+
+    monkeypatch.setattr(training, "load_texts", load_texts)
     assert load_rows(recipe())["label"] == ["pos", "neg"]
     assert dataclasses.replace(recipe()).identity()["rows"] == "sentences"

@@ -190,6 +190,8 @@ def test_broken_and_secret_data_die_with_a_sentence(tmp_path: Path):
         load_images(tmp_path / "secret", image_size=8, num_channels=1)
 
 
+# datasets 5.0 leaves its CSV open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("name", "content"),
     [

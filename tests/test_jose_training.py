@@ -17,7 +17,16 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
-from genzoo.jose import JoseConfig, JoseModel, SphericalSGD, naive, train_jose, training
+from genzoo import runtime
+from genzoo.jose import (
+    JoseConfig,
+    JoseModel,
+    SphericalSGD,
+    comparison,
+    naive,
+    train_jose,
+    training,
+)
 from genzoo.jose.corpus import (
     Corpus,
     Splitter,
@@ -829,3 +838,22 @@ def test_memory_grows_by_the_tables_and_little_else(tmp_path):
     assert num_documents == 600_000 and num_words > 20_000
     assert tables > 250_000_000
     assert growth < tables + 200_000_000, f"{(growth - tables) / 1e6:.0f} MB beside the tables"
+
+
+def test_the_comparison_collects_what_is_done(tmp_path):
+    """Of two settings the one that places held-out posts better, once both are measured."""
+    values = dict.fromkeys(comparison.METRICS, 0.5)
+    tried = comparison.METHODS["Doc2Vec"]
+    for settings, held_out in zip(tried, (0.7, 0.8), strict=True):
+        assert not (tmp_path / "results.json").exists() or "Doc2Vec" not in _methods(tmp_path)
+        result = {"held_out": held_out, "values": values}
+        runtime.keep_run(tmp_path / "state", "Doc2Vec", settings, 0, lambda result=result: result)
+        comparison.collect(tmp_path / "state", tmp_path)
+    assert _methods(tmp_path) == {"Doc2Vec": tried[1]}
+    again = runtime.keep_run(tmp_path / "state", "Doc2Vec", tried[0], 0, dict)
+    assert again["held_out"] == 0.7
+
+
+def _methods(folder: Path) -> dict:
+    tables = json.loads((folder / "results.json").read_text())["comparison"]
+    return {row["name"]: row["settings"] for table in tables for row in table["rows"]}

@@ -204,9 +204,10 @@ def train_command(options: argparse.Namespace) -> None:
         raise ValueError(
             "--init brings its own architecture, which --set model.FIELD cannot change"
         )
-    start = options.init or getattr(recipe(), "base", None)
+    settled = with_settings(recipe(), options.settings)
+    start = options.init or getattr(settled, "base", None)
     folder = loading.room_of(recipe).train(
-        with_settings(recipe(), options.settings),
+        settled,
         options.data,
         loading.find_checkpoint(start) if start else None,
         output_dir=Path(options.output or Path("outputs") / options.name),

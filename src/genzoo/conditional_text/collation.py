@@ -83,7 +83,7 @@ def encode(
     def tokens_of(batch: Mapping[str, list], column: str, rows: Sequence[int]) -> list[list[int]]:
         values = batch[column]
         texts = [value if isinstance(value, str) else "" for value in values]
-        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        found = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         for row, value, tokens in zip(rows, values, found, strict=True):
             if not tokens:
                 raise ValueError(f"row {row} has no {column}: it is {value!r}")

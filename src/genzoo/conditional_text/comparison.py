@@ -31,6 +31,7 @@ from .training import ConditionalTextTrainer, build, load_rows
 SEEDS = (0, 1, 2)
 NUM_STEPS = 600
 NUM_TEXTS = 500
+NUM_NGRAMS = 10_000
 METRICS = ("perplexity", "class_accuracy", "distinct_3")
 METHODS: dict[str, dict[str, Any]] = {
     "conditional LayerNorm": {},
@@ -58,11 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
             keep_run(
                 options.state,
                 method,
-                settings,
+                settings | options_of(options.base),
                 seed,
                 lambda settings=settings, seed=seed: _measure(reviews, settings, seed),
             )
-            collect(options.state, options.folder)
+            collect(options.state, options.folder, options.base)
 
 
 class _Reviews:
@@ -129,6 +130,7 @@ def _measure(reviews: _Reviews, settings: dict[str, Any], seed: int) -> dict[str
             train_sampling_strategy="group_by_length",
             seed=seed,
             save_strategy="no",
+            remove_unused_columns=False,  # a plain BERT knows no class_labels
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
         )
@@ -143,6 +145,9 @@ def _measure(reviews: _Reviews, settings: dict[str, Any], seed: int) -> dict[str
     inputs = {"class_labels": labels}
     if isinstance(collator, _Placed):
         inputs = {"input_ids": begin} | collator.inputs(begin, labels)
+    # What no text has: special tokens, and the tokens that stand for classes.
+    unwanted = sorted({*tokenizer.all_special_ids} - {tokenizer.sep_token_id})
+    unwanted += range(len(tokenizer), model.config.vocab_size)
     torch.manual_seed(seed)
     tokens = model.generate(
         **inputs,
@@ -151,13 +156,14 @@ def _measure(reviews: _Reviews, settings: dict[str, Any], seed: int) -> dict[str
         max_new_tokens=recipe.max_length - 1,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.sep_token_id,
+        suppress_tokens=unwanted,
     )
     texts = tokenizer.batch_decode(tokens[:, 1:], skip_special_tokens=True)
     return {
         "values": {
             "perplexity": found.perplexity,
             "class_accuracy": reviews.judge.accuracy(texts, labels.tolist()),
-            "distinct_3": distinct_n(tokens_of(tokenizer, texts), 3),
+            "distinct_3": distinct_n(tokens_of(tokenizer, texts), 3, num_ngrams=NUM_NGRAMS),
         }
     }
 
@@ -188,24 +194,32 @@ def plain(model: Any, num_classes: int) -> BertLMHeadModel:
     state, own = model.state_dict(), new.state_dict()
     with torch.no_grad():
         for name, tensor in own.items():
+            if name.endswith("decoder.weight"):  # the words' own
+                continue
             old = state[name]
             tensor[: len(old)] = old
             if name.endswith("word_embeddings.weight"):
                 tensor[len(old) :] = old[model.config.bos_token_id]
             elif name.endswith("token_type_embeddings.weight"):
                 tensor[:] = old[0]
-            elif len(tensor) > len(old):  # the classes are never written
+            elif name.endswith("bias") and len(tensor) > len(old):  # classes are never written
                 tensor[len(old) :] = -10.0
     nn.Module.load_state_dict(new, own)
     new.tie_weights()
     return new
 
 
-def collect(state: Path, folder: Path) -> None:
+def options_of(base: Path) -> dict[str, Any]:
+    """What a run depends on beside method and seed."""
+    return {"base": base.resolve().name, "num_steps": NUM_STEPS, "num_texts": NUM_TEXTS}
+
+
+def collect(state: Path, folder: Path, base: Path) -> None:
     """Puts the table, as far as it is done, into a folder's results.json."""
     rows, machines = [], set()
     for method, settings in METHODS.items():
-        files = [kept_run(state, method, settings, seed) for seed in SEEDS]
+        key = settings | options_of(base)
+        files = [kept_run(state, method, key, seed) for seed in SEEDS]
         done = [json.loads(file.read_text()) for file in files if file.is_file()]
         machines |= {result["hardware"] for result in done}
         if done:
@@ -218,7 +232,7 @@ def collect(state: Path, folder: Path) -> None:
                     },
                     "seconds": [result["seconds"] for result in done],
                     "command": "python -m genzoo.conditional_text.comparison "
-                    "model_cards/conditional-bert-zh-sentiment --base bert-zh-mini",
+                    f"model_cards/conditional-bert-zh-sentiment --base {base.resolve().name}",
                 }
             )
     update_results(
@@ -226,8 +240,8 @@ def collect(state: Path, folder: Path) -> None:
         comparison=[
             {
                 "title": "Where the class enters",
-                "about": f"{NUM_STEPS} steps each from bert-zh-mini, no guidance; the judge is the "
-                f"linear one, on {NUM_TEXTS} texts.",
+                "about": f"{NUM_STEPS} steps each from {base.resolve().name}, no guidance; the "
+                f"judge is the linear one, on {NUM_TEXTS} texts.",
                 "metrics": list(METRICS),
                 "rows": rows,
                 "hardware": " and ".join(sorted(machines)),

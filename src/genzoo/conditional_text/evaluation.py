@@ -78,9 +78,9 @@ def evaluate_text(
     """Measures the text model in a folder as it is loaded, rounding to float16 included.
 
     - Perplexity of each token of held-out texts, under their own condition and under none.
-    - Of texts that it writes, an equal number for each class, at several scales of guidance: how
-      often judges see the class that was asked for, and how varied the texts are. The judges have
-      learned from the train split. The same numbers of held-out human texts are references.
+    - Of texts that it writes, for the classes of as many held-out human texts, at several scales of
+      guidance: how often judges see the class that was asked for, and how varied the texts are.
+      The judges have learned from the train split. The human texts are references.
     - For a text that answers to another: BLEU and ROUGE of its most probable answers, by
       characters or words.
     - For a masked model: how often it guesses the hidden word.
@@ -200,7 +200,9 @@ def control_rows(
     ]
     written = {}
     generate: Any = ConditionalTextGenerationPipeline(model=model, tokenizer=tokenizer, task=TASK)
-    labels = [index % len(ids) for index in range(num_texts)]
+    # For each human text one of the same class.
+    chosen = np.random.default_rng(seed).permutation(len(real))[:num_texts]
+    labels = [real_labels[row] for row in chosen]
     for scale in GUIDANCE if model.config.condition_dropout else (1.0,):
         groups = generate(label=labels, guidance_scale=scale, seed=seed)
         written[scale] = texts = [group[0]["generated_text"] for group in groups]
@@ -208,7 +210,7 @@ def control_rows(
             {
                 "metric": "class_accuracy",
                 "value": judge.accuracy(texts, labels),
-                "num_items": num_texts,
+                "num_items": len(texts),
                 "judge": name,
                 "guidance_scale": scale,
             }
@@ -216,7 +218,6 @@ def control_rows(
         ]
 
     # As varied as human texts: of as many, and at an equal number of n-grams.
-    chosen = np.random.default_rng(seed).permutation(len(real))[:num_texts]
     cut = {scale: tokens_of(tokenizer, texts) for scale, texts in written.items()}
     cut_real = tokens_of(tokenizer, [real[row] for row in chosen])
     sets = {None: cut_real} | cut
@@ -246,8 +247,11 @@ def control_rows(
 
 
 def tokens_of(tokenizer: Any, texts: Sequence[str]) -> list[list[str]]:
-    """Texts as words and characters."""
-    return [tokenizer.tokenize(text) for text in texts]
+    """Texts as words and characters, without those that the vocabulary does not have."""
+    return [
+        [token for token in tokenizer.tokenize(text) if token != tokenizer.unk_token]
+        for text in texts
+    ]
 
 
 def answer_rows(

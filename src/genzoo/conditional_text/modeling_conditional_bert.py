@@ -10,6 +10,7 @@ nothing changes until they are learned. The attention patterns are those of UniL
 import math
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -139,9 +140,9 @@ class ConditionalBertConfig(BertConfig):
         names = self.class_names or [str(index) for index in range(self.num_classes)]
         ids = []
         for label in given:
-            is_number = isinstance(label, int) and not isinstance(label, bool)
-            if is_number and 0 <= label < self.num_classes:
-                ids.append(label)
+            is_number = isinstance(label, Integral) and not isinstance(label, bool)
+            if is_number and 0 <= int(label) < self.num_classes:
+                ids.append(int(label))
             elif isinstance(label, str) and label in names:
                 ids.append(names.index(label))
             elif not self.num_classes:
@@ -501,10 +502,14 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         config_class: Any = cls.config_class
         options = {key: kwargs.pop(key) for key in [*kwargs] if not hasattr(config_class, key)}
         found, _ = BertConfig.get_config_dict(checkpoint, **options)
-        if found.get("model_type") not in ("bert", config_class.model_type):
-            raise ValueError(f"{checkpoint} holds a {found.get('model_type')}, which is no BERT")
+        kind = found.get("model_type", "bert")  # the oldest do not say
+        if kind not in ("bert", config_class.model_type):
+            raise ValueError(f"{checkpoint} holds a {kind}, which is no BERT")
+        # As every from_pretrained: the file may hold float16 where the model is of float32.
+        options.setdefault("dtype", found.get("dtype") or found.get("torch_dtype") or "float32")
+        before = found
         # A plain BERT may say of itself that it is no decoder, which a conditional one must be.
-        found |= {"is_decoder": True, "add_cross_attention": False}
+        found = found | {"is_decoder": True, "add_cross_attention": False}
         fields = config_class.from_dict(found).to_dict()
         for name in ("model_type", "architectures", "transformers_version", "dtype"):
             fields.pop(name, None)
@@ -527,8 +532,20 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         finally:
             logging.set_verbosity(verbosity)
         model, found = loaded
-        missing = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-        missing = {key for key in missing if not _NEW.search(key)}
+        other_size = {key for key, *_ in found["mismatched_keys"]}
+        # A plain BERT has no maps; a conditional one lacks only what it never had.
+        never_had = {
+            "bottleneck": before.get("bottleneck_size") is None,
+            "class_embeddings": not before.get("num_classes"),
+        }
+
+        def is_new(key: str) -> bool:
+            if not _NEW.search(key):
+                return False
+            part = key.split(".")[-2]
+            return kind == "bert" or key in other_size or never_had.get(part, False)
+
+        missing = {key for key in {*found["missing_keys"], *other_size} if not is_new(key)}
         tied = model.all_tied_weights_keys.keys()
         for prefix, head in cls._heads.items():
             wanted = {key for key in model.state_dict() if key.startswith(prefix)}
@@ -1070,8 +1087,8 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         if guidance is not None:  # transformers' own would drop the prefix: it is told of none
             kwargs["guidance_scale"] = 1.0
         if guidance is not None and guidance != 1:
-            if not math.isfinite(guidance):
-                raise ValueError(f"guidance_scale must be a number, got {guidance}")
+            if not isinstance(guidance, int | float) or not math.isfinite(guidance):
+                raise ValueError(f"guidance_scale must be a number, got {guidance!r}")
             if setting("cache_implementation") not in (None, "dynamic", "dynamic_full"):
                 raise ValueError("guidance has a cache of its own: leave cache_implementation out")
             kwargs |= {"guidance": float(guidance), "cache_implementation": None}

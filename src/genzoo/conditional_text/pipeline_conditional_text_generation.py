@@ -1,7 +1,9 @@
 """Text from a class or any vector, as a pipeline of transformers."""
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 TASK = "conditional-text-generation"
+
+_CHINESE = "[\u2e80-\u303f\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U000323af]"
+_BESIDE_CHINESE = re.compile(f"(?<={_CHINESE}) | (?={_CHINESE})")
 
 
 class ConditionalTextGenerationPipeline(Pipeline):
@@ -71,8 +76,12 @@ class ConditionalTextGenerationPipeline(Pipeline):
                 something does not fit.
         """
         labels = self._labels(label)
+        if condition is not None:
+            condition = torch.as_tensor(condition)
+            if condition.dim() not in (1, 2):
+                raise ValueError(f"a condition is (C,) or (B, C), got {tuple(condition.shape)}")
         is_one = isinstance(prompt, str) and (
-            isinstance(label, int | str)
+            isinstance(label, Integral | str)
             or (label is None and (condition is None or condition.dim() == 1))
         )
         if label is not None and condition is not None:
@@ -140,8 +149,9 @@ class ConditionalTextGenerationPipeline(Pipeline):
         """
         if num_texts < 2:
             raise ValueError(f"between two ends there are at least 2 texts, got {num_texts}")
-        table: Any = self.model.bert.class_embeddings
-        ends = table.weight[self._labels([start, end])].detach()
+        labels = self._labels([start, end])
+        model: Any = self.model
+        ends = model.bert.class_embeddings.weight[labels].detach()
         weights = torch.linspace(0, 1, num_texts, device=ends.device, dtype=ends.dtype)
         condition = torch.lerp(ends[0], ends[1], weights[:, None])  # (B, C)
         groups = self(condition=condition, **kwargs)
@@ -161,7 +171,9 @@ class ConditionalTextGenerationPipeline(Pipeline):
         """Prompts and conditions to tensors, padded on the left."""
         tokenizer: Any = self.tokenizer
         is_prefix = self.model.config.attention_pattern == "prefix"
-        tokens = tokenizer(input_["prompts"], add_special_tokens=False)["input_ids"]
+        tokens = tokenizer(input_["prompts"], add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         end = [tokenizer.sep_token_id] if is_prefix else []
         tokens = [[tokenizer.cls_token_id, *row, *end] for row in tokens]
         batch = dict(tokenizer.pad({"input_ids": tokens}, padding_side="left", return_tensors="pt"))
@@ -175,7 +187,9 @@ class ConditionalTextGenerationPipeline(Pipeline):
                 f"the prompt has {length} tokens, and the model "
                 f"{self.model.config.max_position_embeddings} positions"
             )
-        if "max_length" not in kwargs and "generation_config" not in kwargs:
+        usual = self.model.generation_config
+        has_length = usual.max_new_tokens is not None or usual.max_length is not None
+        if not has_length and "max_length" not in kwargs and "generation_config" not in kwargs:
             kwargs.setdefault("max_new_tokens", room)
         model: Any = self.model
         tokens = model.generate(**input_tensors, **self._prepare_generate_kwargs(kwargs))
@@ -186,9 +200,12 @@ class ConditionalTextGenerationPipeline(Pipeline):
         tokens = model_outputs["tokens"]
         if self.model.config.attention_pattern == "prefix":
             tokens = tokens[:, model_outputs["length"] :]
-        return self.tokenizer.batch_decode(  # pyright: ignore[reportOptionalMemberAccess]
-            tokens, skip_special_tokens=True
-        )
+        tokenizer: Any = self.tokenizer
+        # BERT's own tokenizers put blanks between Chinese characters.
+        return [
+            _BESIDE_CHINESE.sub("", text)
+            for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        ]
 
 
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():

@@ -86,7 +86,9 @@ def tokens_in(
     """
     counts: Counter[int] = Counter()
     for text in texts:
-        counts.update(tokenizer(text, add_special_tokens=False)["input_ids"])
+        counts.update(
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
     special = [*dict.fromkeys(tokenizer.all_special_ids)]
     common = [
         token for token, count in counts.items() if count >= min_count and token not in special
@@ -123,9 +125,16 @@ def trim_tokenizer(
     for name, token in special.items():
         if token not in kept:
             raise ValueError(f"keep_tokens must have {token}, the {name}")
-    lowercase = bool((content.get("normalizer") or {}).get("lowercase", False))
     vocabulary = {token: index for index, token in enumerate(kept)}
-    return _wrap(_tokenizer(vocabulary, lowercase=lowercase, special=special), adds_end, special)
+    content["model"]["vocab"] = vocabulary
+    content["added_tokens"] = [
+        token | {"id": vocabulary[token["content"]]}
+        for token in content["added_tokens"]
+        if token["content"] in vocabulary
+    ]
+    smaller: Any = Tokenizer.from_str(json.dumps(content))  # texts are cut as before
+    smaller.decoder = _decoder()
+    return _wrap(smaller, adds_end, special)
 
 
 def with_ends(tokenizer: PreTrainedTokenizerFast, *, adds_end: bool) -> PreTrainedTokenizerFast:
@@ -137,23 +146,23 @@ def with_ends(tokenizer: PreTrainedTokenizerFast, *, adds_end: bool) -> PreTrain
     return trim_tokenizer(tokenizer, range(len(tokenizer)), adds_end=adds_end)
 
 
-def _tokenizer(
-    vocabulary: dict[str, int],
-    *,
-    lowercase: bool,
-    special: dict[str, str] = SPECIAL_TOKENS,
-) -> Any:
-    tokenizer: Any = Tokenizer(WordPiece(vocabulary, unk_token=special["unk_token"]))
+def _tokenizer(vocabulary: dict[str, int], *, lowercase: bool) -> Any:
+    tokenizer: Any = Tokenizer(WordPiece(vocabulary, unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.Sequence(
+    tokenizer.decoder = _decoder()
+    return tokenizer
+
+
+def _decoder() -> Any:
+    """BERT's, without blanks beside Chinese characters."""
+    return decoders.Sequence(
         [
             decoders.WordPiece(cleanup=True),
             decoders.Fuse(),
             decoders.Replace(Regex(rf"(?<={_CJK}) | (?={_CJK})"), ""),
         ]
     )
-    return tokenizer
 
 
 def _wrap(

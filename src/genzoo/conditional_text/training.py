@@ -1,7 +1,9 @@
 """How the text models of the room are trained: thin calls of transformers' Trainer."""
 
+import contextlib
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -12,6 +14,7 @@ import datasets
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -23,6 +26,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
 from ..data import load_texts
@@ -46,18 +50,54 @@ from .collation import (
     class_names_of,
     encode,
 )
-from .modeling_conditional_bert import (
-    ClassEmbedding,
-    ConditionalBertConfig,
-    ConditionalBertLMHeadModel,
-    ConditionMap,
-)
+from .modeling_conditional_bert import ConditionalBertConfig, ConditionalBertLMHeadModel
 from .tokenization import build_tokenizer, tokens_in, trim_tokenizer
 
 logger = logging.get_logger(__name__)
 
 
-class ConditionalTextTrainer(Trainer):
+# The weights that a plain BERT does not have.
+_NEW = re.compile(r"\.LayerNorm\.(scale|shift|bottleneck)\.weight$|\.class_embeddings\.weight$")
+
+
+class LengthOrder(Sampler[int]):
+    """Texts of about the same length next to each other, in another order every epoch.
+
+    The order depends on seed and epoch alone, so that all processes have the same one, of which
+    each takes its share, and a resumed run goes on with its own. transformers' sampler draws from
+    torch's own generator, and keeps neither promise.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = [*lengths], batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order; accelerate's loaders say when."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = generator_for(self.seed, self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class _OrderedTrainer(Trainer):
+    """transformers' Trainer, with `LengthOrder` where it groups texts by length."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        table: Any = self.train_dataset if train_dataset is None else train_dataset
+        names = getattr(table, "column_names", None) or []
+        if self.args.train_sampling_strategy != "group_by_length" or "input_ids" not in names:
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        lengths = [len(tokens) for tokens in table["input_ids"]]
+        return LengthOrder(lengths, size * self.args.world_size, seed)
+
+
+class ConditionalTextTrainer(_OrderedTrainer):
     """transformers' Trainer with what a conditional language model wants otherwise.
 
     - The maps and the class embeddings, which are new where all else is pretrained, can have a
@@ -89,14 +129,15 @@ class ConditionalTextTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of the arguments, the new weights in groups of their own."""
+        if self.condition_learning_rate is None:
+            return super().create_optimizer(model)
+        if self.optimizer is not None:
+            raise ValueError("condition_learning_rate is for an optimizer that is made here")
         optimizer = super().create_optimizer(model)
-        if self.condition_learning_rate is None or len(optimizer.param_groups) != 2:
-            return optimizer
         new = {
             id(weight)
-            for module in (self.model if model is None else model).modules()
-            if isinstance(module, ConditionMap | ClassEmbedding)
-            for weight in module.parameters()
+            for name, weight in (self.model if model is None else model).named_parameters()
+            if _NEW.search(f".{name}")
         }
         for group in [*optimizer.param_groups]:
             mine = [weight for weight in group["params"] if id(weight) in new]
@@ -127,8 +168,9 @@ class ConditionalTextTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         plain = self.accelerator.unwrap_model(model)
+        usual = "causal" if getattr(plain.config, "is_decoder", False) else "bidirectional"
         pattern = inputs.get("attention_pattern") or getattr(
-            plain.config, "attention_pattern", "bidirectional"
+            plain.config, "attention_pattern", usual
         )
         logits = outputs["logits"]
         if pattern != "bidirectional":
@@ -147,7 +189,7 @@ class ConditionalTextTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-class MaskedLMTrainer(Trainer):
+class MaskedLMTrainer(_OrderedTrainer):
     """transformers' Trainer for a BERT that computes scores only where a word is to be guessed.
 
     That is one place in seven, and the scores of all words of a vocabulary cost as much as a layer
@@ -162,13 +204,14 @@ class MaskedLMTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of BertForMaskedLM while training; with outputs, computed in its own way."""
-        if return_outputs or not model.training or self.accelerator.num_processes > 1:
+        if return_outputs or not model.training or not isinstance(model, BertForMaskedLM):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        is_target, bert = labels != IGNORED, cast(Any, model)
-        hidden_states = bert.bert(**inputs).last_hidden_state[is_target]
-        scores = bert.cls(hidden_states).float()
+        is_target = labels != IGNORED
+        with self.accelerator.autocast():  # which the model's own forward would have
+            hidden_states = model.bert(**inputs).last_hidden_state[is_target]
+            scores = model.cls(hidden_states).float()
         loss = F.cross_entropy(scores, labels[is_target], reduction="sum")
         return loss / (len(hidden_states) if num_items_in_batch is None else num_items_in_batch)
 
@@ -321,6 +364,8 @@ def train_text(
         raise ValueError(
             f"batch_size {recipe.batch_size} cannot be split over {arguments.world_size} processes"
         )
+    if arguments.n_gpu > 1:  # several GPUs are for several processes
+        arguments._n_gpu = 1
     arguments.per_device_train_batch_size = recipe.batch_size // arguments.world_size
     is_main = arguments.process_index == 0
     run = Run(output_dir, identity, resume=resume, is_main=is_main)
@@ -418,28 +463,66 @@ def load_rows(
         dataset: As for `train_text`.
         split: In the place of the recipe's.
 
+    Returns:
+        Of the recipe's own data, the training split lacks what the held-out splits have, word for
+        word, and a held-out split has no text twice.
+
     Raises:
         FileNotFoundError: If there is no such data set.
         ValueError: If there is no text.
     """
+    is_held_out = split is not None and split != recipe.split
     if dataset is not None and not isinstance(dataset, str | Path):
         given: Iterable[Any] = dataset
         rows = [{"text": row} if isinstance(row, str) else {**row} for row in given]
     else:
-        names = recipe.data if dataset is None else [str(dataset)]
-        subsets = recipe.subsets if dataset is None and recipe.subsets else [None] * len(names)
-        rows = []
-        for name, subset in zip(names, subsets, strict=True):
-            table = load_texts(name, split=split or recipe.split, subset=subset)
-            known = getattr(table.features.get("label"), "names", None)
-            for row in cast(Iterable[Any], table):
-                for text in recipe.rows(row):
-                    if known and isinstance(text.get("label"), int):
-                        text["label"] = known[text["label"]]
-                    rows.append(text)
+        rows = _rows_of(recipe, dataset, split or recipe.split)
+        if dataset is None and not is_held_out:
+            held_out = _held_out(recipe)
+            kept = [row for row in rows if _words(row) not in held_out]
+            if len(kept) < len(rows):
+                logger.warning(
+                    f"{recipe.name}: {len(rows) - len(kept):,} of {len(rows):,} texts are among "
+                    "the held-out ones, and are left out of the training"
+                )
+            rows = kept
+        elif is_held_out:
+            rows = [*{_words(row): row for row in rows}.values()]
     if not rows:
         raise ValueError(f"there is no text for {recipe.name}")
     return datasets.Dataset.from_list(rows)
+
+
+def _rows_of(recipe: TextRecipe, dataset: str | Path | None, split: str) -> list[dict[str, Any]]:
+    names = recipe.data if dataset is None else [str(dataset)]
+    subsets = recipe.subsets if dataset is None and recipe.subsets else [None] * len(names)
+    rows = []
+    for name, subset in zip(names, subsets, strict=True):
+        table = load_texts(name, split=split, subset=subset)
+        known = getattr(table.features.get("label"), "names", None)
+        for row in cast(Iterable[Any], table):
+            for text in recipe.rows(row):
+                if known and isinstance(text.get("label"), int):
+                    text["label"] = known[text["label"]]
+                rows.append(text)
+    return rows
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """What two texts share that are the same but for blanks."""
+    return "".join(row["text"].split()) + "\n" + "".join(row.get("target", "").split())
+
+
+def _held_out(recipe: TextRecipe) -> set[str]:
+    """The texts of the splits that are not for training."""
+    found = set()
+    for split in {"validation", "test"} - {*recipe.split.split("+")}:
+        subsets = recipe.subsets or [None] * len(recipe.data)
+        for name, subset in zip(recipe.data, subsets, strict=True):
+            one = dataclasses.replace(recipe, data=[name], subsets=[subset])
+            with contextlib.suppress(FileNotFoundError):  # not every data set has both
+                found |= {_words(row) for row in _rows_of(one, None, split)}
+    return found
 
 
 def build(

@@ -155,7 +155,7 @@ def chosen(state: Path, method: str) -> dict[str, Any]:
     done = [
         json.loads(file.read_text())
         for settings in METHODS[method]
-        if (file := kept_run(state, method, settings, SEEDS[0])).iskept_run()
+        if (file := kept_run(state, method, settings, SEEDS[0])).is_file()
     ]
     return max(done, key=lambda result: result["held_out"])["settings"]
 
@@ -205,7 +205,7 @@ def collect(state: Path, folder: Path) -> None:
 
     def row(name: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
         files = [kept_run(state, method, settings, seed) for seed in SEEDS]
-        done = [json.loads(file.read_text()) for file in files if file.iskept_run()]
+        done = [json.loads(file.read_text()) for file in files if file.is_file()]
         return {
             "name": name,
             "settings": settings,
@@ -217,7 +217,7 @@ def collect(state: Path, folder: Path) -> None:
     questions = [row(name, "JoSE", settings) for name, settings in QUESTIONS.items()]
     methods = []
     for method, tried in METHODS.items():
-        if all(kept_run(state, method, settings, SEEDS[0]).iskept_run() for settings in tried):
+        if all(kept_run(state, method, settings, SEEDS[0]).is_file() for settings in tried):
             methods.append(row(method, method, chosen(state, method)))
     tables = [
         (
