@@ -506,7 +506,8 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         if kind not in ("bert", config_class.model_type):
             raise ValueError(f"{checkpoint} holds a {kind}, which is no BERT")
         # As every from_pretrained: the file may hold float16 where the model is of float32.
-        options.setdefault("dtype", found.get("dtype") or found.get("torch_dtype") or "float32")
+        said = found.get("dtype") or found.get("torch_dtype") or "float32"
+        options["dtype"] = kwargs.pop("dtype", said)
         before = found
         # A plain BERT may say of itself that it is no decoder, which a conditional one must be.
         found = found | {"is_decoder": True, "add_cross_attention": False}
