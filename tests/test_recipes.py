@@ -4,11 +4,13 @@ A recipe is what it says, and an interrupted run equals an uninterrupted one.
 """
 
 import dataclasses
+import faulthandler
 import json
 import multiprocessing
 import os
 import signal
 import socket
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,7 @@ def child(
     `kill_at_save` counts the files that are written with torch.save: one for a checkpoint of
     `runtime.Run`, several for one of transformers' Trainer.
     """
+    faulthandler.register(signal.SIGUSR1)
     os.environ.update(ACCELERATE_USE_CPU="true", HF_HUB_OFFLINE="1")
     if world_size > 1:
         os.environ.update(
@@ -120,6 +123,7 @@ def run(*args, num_processes: int = 1, **kwargs) -> list[int]:
             target=child,
             args=args,
             kwargs=kwargs | {"rank": rank, "world_size": num_processes, "port": port},
+            daemon=True,
         )
         for rank in range(num_processes)
     ]
@@ -130,7 +134,13 @@ def run(*args, num_processes: int = 1, **kwargs) -> list[int]:
         if processes[0].exitcode:
             process.kill()
         process.join(timeout=60)
-    return [process.exitcode for process in processes]
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.exitcode is None:  # it hangs: say where, and do not hang with it
+            os.kill(process.pid, signal.SIGUSR1)
+            time.sleep(1)
+            process.kill()
+    return codes
 
 
 def tensors(value, path: str = "") -> dict[str, torch.Tensor]:

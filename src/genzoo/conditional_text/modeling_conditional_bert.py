@@ -429,7 +429,9 @@ class ClassEmbedding(nn.Embedding):
 
 
 # What a checkpoint of a plain BERT cannot have.
-_NEW = re.compile(r"\.LayerNorm\.(scale|shift|bottleneck)\.weight$|(^|\.)class_embeddings\.weight$")
+NEW_WEIGHTS = re.compile(
+    r"\.LayerNorm\.(scale|shift|bottleneck)\.weight$|(^|\.)class_embeddings\.weight$"
+)
 # What one may have that is not wanted here.
 _UNUSED = re.compile(r"(^|\.)pooler\.|^cls\.seq_relationship\.|position_ids$|token_type_ids$")
 
@@ -541,7 +543,7 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         }
 
         def is_new(key: str) -> bool:
-            if not _NEW.search(key):
+            if not NEW_WEIGHTS.search(key):
                 return False
             part = key.split(".")[-2]
             return kind == "bert" or key in other_size or never_had.get(part, False)
@@ -550,7 +552,9 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         tied = model.all_tied_weights_keys.keys()
         for prefix, head in cls._heads.items():
             wanted = {key for key in model.state_dict() if key.startswith(prefix)}
-            if {key for key in wanted - tied if not _NEW.search(key)} <= missing:  # all of it
+            if {
+                key for key in wanted - tied if not NEW_WEIGHTS.search(key)
+            } <= missing:  # all of it
                 missing -= wanted
                 if not (new_head or cls._has_new_head):
                     raise ValueError(f"{checkpoint} has no {head}; new_head=True begins a new one")

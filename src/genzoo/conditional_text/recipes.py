@@ -32,7 +32,7 @@ def evaluate(folder: str | Path, dataset: str | None = None, **kwargs: Any) -> l
 
 
 def bert_zh_mini() -> TextRecipe:
-    """A small masked BERT on Chinese reviews and poems: under an hour on two CPU cores."""
+    """A small masked BERT on Chinese reviews and poems, for two CPU cores."""
     return TextRecipe(
         name="bert-zh-mini",
         # So little is seen of so much text that nothing is learned by heart: no dropout.
@@ -49,7 +49,7 @@ def bert_zh_mini() -> TextRecipe:
 
 
 def conditional_bert_zh_sentiment() -> TextRecipe:
-    """Chinese reviews, good or bad, as in Su (2019): under an hour on two CPU cores."""
+    """Chinese reviews, good or bad, as in Su (2019), for two CPU cores."""
     return TextRecipe(
         name="conditional-bert-zh-sentiment",
         model=ConditionalBertConfig(
@@ -73,7 +73,7 @@ def conditional_bert_zh_sentiment() -> TextRecipe:
 
 
 def conditional_bert_poetry() -> TextRecipe:
-    """Chinese poems of twenty forms, the form their condition: under an hour on two CPU cores."""
+    """Chinese poems of twenty forms, the form their condition, for two CPU cores."""
     return TextRecipe(
         name="conditional-bert-poetry",
         model=ConditionalBertConfig(
@@ -97,7 +97,7 @@ def conditional_bert_poetry() -> TextRecipe:
 
 
 def unilm_bert_couplets() -> TextRecipe:
-    """The second line of a couplet of a Tang poem from its first, on two CPU cores."""
+    """The second line of a couplet of a Tang poem from its first, for two CPU cores."""
     return TextRecipe(
         name="unilm-bert-couplets",
         model=ConditionalBertConfig(
@@ -120,7 +120,7 @@ def unilm_bert_couplets() -> TextRecipe:
 
 
 def conditional_bert_rotten_tomatoes() -> TextRecipe:
-    """English opinions of films, from a distilled BERT: under an hour on two CPU cores."""
+    """English opinions of films, from a distilled BERT, for two CPU cores."""
     return TextRecipe(
         name="conditional-bert-rotten-tomatoes",
         model=ConditionalBertConfig(

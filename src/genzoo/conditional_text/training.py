@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -50,14 +49,14 @@ from .collation import (
     class_names_of,
     encode,
 )
-from .modeling_conditional_bert import ConditionalBertConfig, ConditionalBertLMHeadModel
+from .modeling_conditional_bert import (
+    NEW_WEIGHTS,
+    ConditionalBertConfig,
+    ConditionalBertLMHeadModel,
+)
 from .tokenization import build_tokenizer, tokens_in, trim_tokenizer
 
 logger = logging.get_logger(__name__)
-
-
-# The weights that a plain BERT does not have.
-_NEW = re.compile(r"\.LayerNorm\.(scale|shift|bottleneck)\.weight$|\.class_embeddings\.weight$")
 
 
 class LengthOrder(Sampler[int]):
@@ -137,7 +136,7 @@ class ConditionalTextTrainer(_OrderedTrainer):
         new = {
             id(weight)
             for name, weight in (self.model if model is None else model).named_parameters()
-            if _NEW.search(f".{name}")
+            if NEW_WEIGHTS.search(name)
         }
         for group in [*optimizer.param_groups]:
             mine = [weight for weight in group["params"] if id(weight) in new]
@@ -565,11 +564,11 @@ def build(
                 ConditionalBertLMHeadModel(config) if is_conditional else BertForMaskedLM(config)
             )
         else:
+            if not is_conditional:
+                raise ValueError(f"{recipe.name} is trained from random weights, not from {init}")
             old = AutoTokenizer.from_pretrained(init)
             kept = tokens_in(old, texts, max_tokens=recipe.max_tokens, min_count=recipe.min_count)
             tokenizer = trim_tokenizer(old, kept, adds_end=adds_end)
-            if not is_conditional:
-                raise ValueError(f"{recipe.name} is trained from random weights, not from {init}")
             chosen = {
                 name: getattr(recipe.model, name)
                 for name in _fields(recipe.model) - _fields(BertConfig())
