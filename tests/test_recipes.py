@@ -5,6 +5,7 @@ A recipe is what it says, and an interrupted run equals an uninterrupted one.
 
 import dataclasses
 import faulthandler
+import gc
 import json
 import multiprocessing
 import os
@@ -17,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from genzoo.data import ImageDataset
 from genzoo.loading import ROOMS, recipes, room_of
@@ -97,6 +100,14 @@ def child(
         write(state, file)
 
     torch.save = save
+
+    def end_training(self) -> None:
+        """Dies where a wrapper is left to end the process group, which may hang (rarely)."""
+        left = [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
+        assert not left, "a model is still wrapped when the process group ends"
+        end(self)
+
+    end, Accelerator.end_training = Accelerator.end_training, end_training
     function = recipes()[name]
     recipe = function().smoke()
     # Deterministic weights want a small network where the recipe's is for a GPU; the path through

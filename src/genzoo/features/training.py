@@ -249,6 +249,9 @@ def train_feature_net(
             **({"evaluation": []} if state["step"] < recipe.num_steps else {}),
         )
     accelerator.wait_for_everyone()
+    # The last to hold the process group must not be a wrapper: it would end the group with Python's
+    # lock in its hand, which the group's own thread may be waiting for.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
     return output_dir
 

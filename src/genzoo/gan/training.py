@@ -335,6 +335,11 @@ def train_gan(
             **({"evaluation": []} if state["step"] < recipe.num_steps else {}),
         )
     accelerator.wait_for_everyone()
+    # The last to hold the process group must not be a wrapper: it would end the group with Python's
+    # lock in its hand, which the group's own thread may be waiting for.
+    generator, discriminator, d_optimizer, g_optimizer = accelerator.free_memory(
+        generator, discriminator, d_optimizer, g_optimizer
+    )
     accelerator.end_training()
     return output_dir
 
