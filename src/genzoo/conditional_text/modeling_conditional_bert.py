@@ -534,8 +534,33 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
             )
         finally:
             logging.set_verbosity(verbosity)
-        model, found = loaded
-        other_size = {key for key, *_ in found["mismatched_keys"]}
+        model, info = loaded
+        model._audit(checkpoint, before, info, new_head)
+        if model.can_generate():
+            model.generation_config = GenerationConfig(
+                **{name: getattr(config, name) for name in _SPECIAL},
+                suppress_tokens=unwanted,
+            )
+        if keep_tokens is not None:
+            model.keep_tokens(keep_tokens)
+        return model
+
+    def _audit(
+        self, checkpoint: str, before: dict[str, Any], info: dict[str, Any], new_head: bool
+    ) -> None:
+        """Refuses a checkpoint that did not fill this model, or holds what it has no place for.
+
+        Args:
+            checkpoint: Its name.
+            before: Its config.
+            info: What from_pretrained found out about its weights.
+            new_head: Whether it may lack the head.
+
+        Raises:
+            ValueError: If it lacks weights, or has weights of something else.
+        """
+        other_size = {key for key, *_ in info["mismatched_keys"]}
+        is_plain = before.get("model_type", "bert") == "bert"
         # A plain BERT has no maps; a conditional one lacks only what it never had.
         never_had = {
             "bottleneck": before.get("bottleneck_size") is None,
@@ -545,22 +570,20 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         def is_new(key: str) -> bool:
             if not NEW_WEIGHTS.search(key):
                 return False
-            part = key.split(".")[-2]
-            return kind == "bert" or key in other_size or never_had.get(part, False)
+            return is_plain or key in other_size or never_had.get(key.split(".")[-2], False)
 
-        missing = {key for key in {*found["missing_keys"], *other_size} if not is_new(key)}
-        tied = model.all_tied_weights_keys.keys()
-        for prefix, head in cls._heads.items():
-            wanted = {key for key in model.state_dict() if key.startswith(prefix)}
-            if {
-                key for key in wanted - tied if not NEW_WEIGHTS.search(key)
-            } <= missing:  # all of it
+        missing = {key for key in {*info["missing_keys"], *other_size} if not is_new(key)}
+        tied = self.all_tied_weights_keys.keys()
+        for prefix, head in self._heads.items():
+            wanted = {key for key in self.state_dict() if key.startswith(prefix)}
+            own = {key for key in wanted - tied if not NEW_WEIGHTS.search(key)}
+            if own <= missing:  # all of it
                 missing -= wanted
-                if not (new_head or cls._has_new_head):
+                if not (new_head or self._has_new_head):
                     raise ValueError(f"{checkpoint} has no {head}; new_head=True begins a new one")
         unexpected = {
             key
-            for key in found["unexpected_keys"]
+            for key in info["unexpected_keys"]
             if not _UNUSED.search(key)
             and not key.startswith(("cls.", "classifier.", "qa_outputs."))
         }
@@ -576,14 +599,6 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
                     if keys
                 )
             )
-        if model.can_generate():
-            model.generation_config = GenerationConfig(
-                **{name: getattr(config, name) for name in _SPECIAL},
-                suppress_tokens=unwanted,
-            )
-        if keep_tokens is not None:
-            model.keep_tokens(keep_tokens)
-        return model
 
     _heads: ClassVar[dict[str, str]] = {}  # what a checkpoint may lack, by the start of its keys
     _has_new_head = False  # whether the head is one that no pretrained BERT has
