@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,22 +40,24 @@ class ModelTests:
         auto_class: The Auto class that finds it by model_type.
         make_config: Returns a small config; called anew for every use.
         make_inputs: Maps (batch size, generator) to the keyword arguments of `forward`.
-        output: Name of the output that is compared.
+        output: Name of the output that is compared; None where `forward` returns it bare.
         output_shape: Its shape without the batch.
         num_parameters: Pinned, so that no layer changes unseen: a parameter's name is for ever.
         without_gradient: Parameters that rightly get no gradient, each with the reason.
         bfloat16_tolerance: Relative error allowed in bfloat16, of root mean squares.
+        bfloat16_output: Type of the output of a network that is in bfloat16.
     """
 
     model_class: type[PreTrainedModel]
     auto_class: type
     make_config: Callable[[], PreTrainedConfig]
     make_inputs: Callable[[int, torch.Generator], dict[str, Tensor]]
-    output: str
+    output: str | None
     output_shape: tuple[int, ...]
     num_parameters: int
     without_gradient: ClassVar[dict[str, str]] = {}
     bfloat16_tolerance: float = 0.03
+    bfloat16_output: torch.dtype = torch.bfloat16
 
     def make_model(self) -> PreTrainedModel:
         """A model as trained a little: no tensor has the value that `_init_weights` gives it."""
@@ -73,14 +75,19 @@ class ModelTests:
 
     def run(self, model: nn.Module, batch_size: int = 4, **kwargs) -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        return model(**self.make_inputs(batch_size, generator), **kwargs)[self.output]
+        return self.value(model(**self.make_inputs(batch_size, generator), **kwargs))
+
+    def value(self, outputs: Any) -> Tensor:
+        """The output that is compared."""
+        return outputs if self.output is None else outputs[self.output]
 
     def test_output_shape_and_type(self):
         model = self.make_model()
         outputs = model(**self.make_inputs(3, torch.Generator().manual_seed(1)))
-        assert outputs[self.output].shape == (3, *self.output_shape)
-        assert outputs[self.output].dtype == torch.float32
-        assert getattr(outputs, self.output) is outputs[self.output]
+        assert self.value(outputs).shape == (3, *self.output_shape)
+        assert self.value(outputs).dtype == torch.float32
+        if self.output is not None:
+            assert getattr(outputs, self.output) is outputs[self.output]
 
     def test_output_is_finite(self):
         assert torch.empty(2).isnan().all(), "the tests want torch.empty to be poisoned"
@@ -187,9 +194,9 @@ class ModelTests:
         model = self.make_model().double()
         inputs = self.make_inputs(4, torch.Generator().manual_seed(1))
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-        together = model(**inputs)[self.output]
+        together = self.value(model(**inputs))
         for row in range(4):
-            alone = model(**{k: v[row : row + 1] for k, v in inputs.items()})[self.output]
+            alone = self.value(model(**{k: v[row : row + 1] for k, v in inputs.items()}))
             torch.testing.assert_close(alone[0], together[row], rtol=1e-9, atol=1e-9)
 
     def test_same_seed_same_output(self):
@@ -200,12 +207,15 @@ class ModelTests:
         assert torch.equal(state, torch.get_rng_state()), (
             "the forward pass draws from the global generator"
         )
-        other = model(**self.make_inputs(4, torch.Generator().manual_seed(3)))[self.output]
+        other = self.value(model(**self.make_inputs(4, torch.Generator().manual_seed(3))))
         assert not torch.equal(first, other)
 
     def test_return_dict_false_agrees(self):
         model = self.make_model()
         inputs = self.make_inputs(4, torch.Generator().manual_seed(1))
+        if self.output is None:
+            assert isinstance(model(**inputs), Tensor)
+            return
         as_tuple, as_output = model(**inputs, return_dict=False), model(**inputs)
         assert isinstance(as_tuple, tuple)
         assert len(as_tuple) == len(as_output.to_tuple())
@@ -220,8 +230,8 @@ class ModelTests:
         model = model.to(torch.bfloat16)
         inputs = self.make_inputs(4, torch.Generator().manual_seed(1))
         inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
-        pure = model(**inputs)[self.output]
-        assert pure.dtype == torch.bfloat16
+        pure = self.value(model(**inputs))
+        assert pure.dtype == self.bfloat16_output
         for output in (mixed, pure):
             assert output.isfinite().all()
             error = ((output.float() - expected).norm() / expected.norm()).item()
@@ -233,7 +243,7 @@ class ModelTests:
         assert first.keys() == self.make_inputs(1, torch.Generator()).keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
         with torch.no_grad():
-            assert model(**first)[self.output].isfinite().all()
+            assert self.value(model(**first)).isfinite().all()
 
     def test_flattened_file_needs_no_package(self):
         expected, found = _outputs_without_the_package(type(self).__module__)
@@ -266,7 +276,8 @@ for name, (folder, auto_class, output) in json.load(sys.stdin).items():
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert type(config) is type(model.config)
     with torch.no_grad():
-        outputs[name] = model(**load_file(f"{folder}/inputs.safetensors"))[output].contiguous()
+        found = model(**load_file(f"{folder}/inputs.safetensors"))
+        outputs[name] = (found if output is None else found[output]).contiguous()
 save_file(outputs, sys.argv[1])
 """
 
@@ -288,7 +299,7 @@ def _outputs_without_the_package(test_module: str) -> tuple[dict[str, Tensor], d
             # From files, as in the other process: alignment may change the last bit.
             with torch.no_grad():
                 model = declaration.model_class.from_pretrained(target)
-                expected[name] = model(**load_file(inputs))[declaration.output]
+                expected[name] = tests.value(model(**load_file(inputs)))
             requests[name] = (str(target), declaration.auto_class.__name__, declaration.output)
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         environment |= {"HF_HOME": f"{folder}/home", "HF_HUB_OFFLINE": "1"}

@@ -7,8 +7,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModel
 
+from genzoo.ebm.modeling_ebm import EnergyModel
 from genzoo.jose import JoseModel, JoseVectors
 from genzoo.jose.formats import read_word2vec, to_sphere
 
@@ -166,3 +169,52 @@ def test_the_command_line_ends_with_a_sentence(arguments, code, message, capsys)
         jose_c.main(arguments)
     assert end.value.code == code
     assert message in capsys.readouterr().err
+
+
+# igebm-pytorch
+
+igebm = load("convert_igebm")
+
+
+@pytest.fixture
+def energies() -> dict[str, dict]:
+    """Two small energies of that program whose spectral norms have settled, and what they say."""
+    stored = load_file(REPOSITORY / "tests" / "golden" / "rosinality_igebm.safetensors")
+    found: dict[str, dict] = {"plain": {"state": {}}, "classes": {"state": {}}}
+    for name, value in stored.items():
+        kind, part, *rest = name.split(".", 2)
+        if rest:
+            found[kind]["state"][rest[0]] = value
+        else:
+            found[kind][part] = value
+    return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "classes"])
+def test_energies_of_igebm_pytorch(energies, kind: str):
+    golden = energies[kind]
+    model, labels = igebm.from_igebm(golden["state"], 16), golden.get("labels")
+    x = golden["images"] * 2 - 1
+    torch.testing.assert_close(model(x, labels).detach(), golden["energies"])
+    # Half as steep, for pixels twice as far apart.
+    torch.testing.assert_close(
+        -model.score(x, labels).detach(), golden["gradients"] / 2, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_igebm_command_line(energies, tmp_path, capsys):
+    torch.save(energies["classes"]["state"], tmp_path / "model.pt")
+    igebm.main([str(tmp_path / "model.pt"), str(tmp_path / "out"), "--image-size", "16"])
+    model = EnergyModel.from_pretrained(tmp_path / "out")
+    assert model.config.num_classes == 3 and model.config.downsamples == [True, False, True, False]
+    torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(SystemExit):
+        igebm.main([str(tmp_path / "other.pt"), str(tmp_path / "more")])
+    assert "no state dict of igebm-pytorch" in capsys.readouterr().err
+    state = energies["plain"]["state"]
+    for wrong in (
+        state | {"blocks.9.conv1.weight_orig": torch.ones(1)},
+        state | {"x": state["linear.bias"]},
+    ):
+        with pytest.raises(ValueError, match="igebm-pytorch"):
+            igebm.from_igebm(wrong)

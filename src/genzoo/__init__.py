@@ -15,6 +15,7 @@ from .conditional_text import (
     ConditionalBertModel,
     ConditionalLayerNorm,
 )
+from .ebm import EBMConfig, EnergyModel
 from .features import FeatureNetConfig, FeatureNetForImageClassification
 from .gan import (
     DCGANConfig,
@@ -27,6 +28,7 @@ from .gan import (
 from .jose import JoseConfig, JoseModel, SphericalSGD
 
 if TYPE_CHECKING:
+    from .ebm.scheduling_langevin import LangevinScheduler
     from .gan.pipeline_gan import GANPipeline
     from .jose.vectors import JoseVectors
     from .loading import locate, pipeline
@@ -42,12 +44,15 @@ __all__ = [
     "DCGANConfig",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "EBMConfig",
+    "EnergyModel",
     "FeatureNetConfig",
     "FeatureNetForImageClassification",
     "GANPipeline",
     "JoseConfig",
     "JoseModel",
     "JoseVectors",
+    "LangevinScheduler",
     "SelfModGANConfig",
     "SelfModGANDiscriminator",
     "SelfModGANGenerator",
@@ -60,6 +65,7 @@ __all__ = [
 _LAZY = {
     "GANPipeline": ".gan.pipeline_gan",
     "JoseVectors": ".jose.vectors",
+    "LangevinScheduler": ".ebm.scheduling_langevin",
     "locate": ".loading",
     "pipeline": ".loading",
 }
