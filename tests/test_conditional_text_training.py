@@ -382,6 +382,13 @@ def test_a_checkpoint_in_half_precision_is_a_base_in_full(writer):
     assert load_file(writer / "model.safetensors")["cls.predictions.bias"].dtype == torch.float16
 
 
+def test_tied_weights_are_saved_once(writer):
+    model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    assert model.config.tie_word_embeddings
+    saved = load_file(writer / "model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) == model.num_parameters()
+
+
 def test_the_comparison_fills_its_table_and_goes_on_where_it_stopped(writer, tmp_path, monkeypatch):
     tokenizer = rows_and_tokenizer(writer)[1]
     base = BertForMaskedLM(

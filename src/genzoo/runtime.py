@@ -297,10 +297,13 @@ def half_precision(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: If a weight is beyond the range of float16.
     """
-    state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    state, rounded = {}, {}
+    for name, tensor in model.state_dict().items():
+        # Tied weights stay one tensor, which is saved once.
+        place = tensor.data_ptr(), tensor.shape
+        if place not in rounded:
+            rounded[place] = tensor.half() if tensor.is_floating_point() else tensor
+        state[name] = rounded[place]
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{type(model).__name__}.{name} does not fit into float16")
