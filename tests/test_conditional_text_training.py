@@ -90,6 +90,34 @@ def test_it_writes_what_it_is_asked_for(writer):
     assert len({text[0]["generated_text"] for text in texts}) > 20
 
 
+def test_it_draws_from_all_tokens_that_make_up_95_percent(writer):
+    """Transformers' own default is 50 tokens at most, which makes texts all alike."""
+    tokenizer = rows_and_tokenizer(writer)[1]
+    tokenizer.add_tokens([f"字{number}" for number in range(200)])
+    config = ConditionalBertConfig(
+        **SIZES, vocab_size=len(tokenizer), num_classes=1, condition_size=4, eos_token_id=None
+    )
+    model = ConditionalBertLMHeadModel(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+        # All tokens are about as likely, but none just as likely as another.
+        model.cls.predictions.bias.copy_(torch.linspace(0, 0.1, len(tokenizer)))
+    write = genzoo.pipeline("conditional-text-generation", model=model, tokenizer=tokenizer)
+    seen: set[int] = set()
+    for text in write(label=0, num_return_sequences=64, max_new_tokens=20, seed=0):
+        seen |= {*tokenizer(text["generated_text"], add_special_tokens=False).input_ids}
+    assert len(seen) > 150
+
+
+def test_a_checkpoint_says_how_it_draws(writer):
+    model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    found = model.generation_config
+    assert (found.do_sample, found.top_p, found.top_k) == (True, recipe().top_p, 0)
+    write = genzoo.pipeline("conditional-text-generation", model=writer)
+    one, other = (write(label=0, do_sample=False, seed=seed) for seed in (0, 1))
+    assert one == other
+
+
 def test_the_shapes_of_what_the_pipeline_returns(writer):
     write = genzoo.pipeline(model=writer)
     one = write(label="pos", num_return_sequences=3, seed=1)

@@ -153,6 +153,7 @@ def _measure(reviews: _Reviews, settings: dict[str, Any], seed: int) -> dict[str
         **inputs,
         do_sample=True,
         top_p=0.95,
+        top_k=0,  # transformers draws from the 50 likeliest otherwise
         max_new_tokens=recipe.max_length - 1,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.sep_token_id,

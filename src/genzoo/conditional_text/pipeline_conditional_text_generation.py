@@ -32,7 +32,8 @@ class ConditionalTextGenerationPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _pipeline_calls_generate = True
-    _default_generation_config = GenerationConfig(do_sample=True, top_p=0.95)
+    # Without top_k=0, transformers would draw from the 50 likeliest tokens at most.
+    _default_generation_config = GenerationConfig(do_sample=True, top_p=0.95, top_k=0)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

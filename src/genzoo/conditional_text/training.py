@@ -241,6 +241,8 @@ class TextRecipe:
         warmup_ratio: Share of the steps in which it rises.
         weight_decay: Of AdamW.
         label_smoothing: Share of the target that is spread over the vocabulary.
+        top_p: The published model draws from the tokens that make up this share of the probability,
+            unless it is told otherwise.
         seed: Of the weights, the order of the texts, and all that is drawn.
         log_every: Steps between entries of the log.
         save_every: Steps between checkpoints.
@@ -264,6 +266,7 @@ class TextRecipe:
     warmup_ratio: float = 0.05
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
+    top_p: float = 0.95
     seed: int = 0
     log_every: int = 50
     save_every: int = 500
@@ -412,7 +415,11 @@ def train_text(
     log.close()
 
     if is_main:
-        export(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.folder, output_dir)
+        published = trainer.accelerator.unwrap_model(trainer.model)
+        if published.can_generate():
+            # Without top_k=0, transformers would draw from the 50 likeliest tokens at most.
+            published.generation_config.update(do_sample=True, top_p=recipe.top_p, top_k=0)
+        export(published, tokenizer, run.folder, output_dir)
         is_by_the_book = source == " + ".join(recipe.data) and _is_base(init, recipe.base)
         update_results(
             output_dir,
