@@ -71,7 +71,7 @@ PACKAGES = {
     "scheduling": SHIPPED_PACKAGES | {"diffusers"},
     # Pillow comes with diffusers, safetensors with transformers: nobody has to install them.
     "pipeline": SHIPPED_PACKAGES | {"diffusers", "PIL", "safetensors"},
-    "shared": SHIPPED_PACKAGES | {"diffusers", "safetensors"},
+    "shared": SHIPPED_PACKAGES | {"diffusers", "PIL", "safetensors"},
     "losses": {"torch"},
 }
 
@@ -85,7 +85,7 @@ def allowed_modules(file: str) -> str:
         "modeling": rf"{room}\.layers",
         "image": "nothing",
         "scheduling": rf"{room}\.layers",
-        "pipeline": rf"{room}\.(layers|modeling_\w+)|genzoo\.pipelines",
+        "pipeline": rf"{room}\.(layers|(modeling|scheduling)_\w+)|genzoo\.pipelines",
         "shared": {"pipelines.py": r"genzoo\.downloads"}.get(file, "nothing"),
         "losses": "nothing",
         "training": rf"{room}(\..+)?|genzoo\.(data|runtime|evaluation(\..+)?)",

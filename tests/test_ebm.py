@@ -13,6 +13,7 @@ from transformers import AutoModel
 from common import ModelTests
 from genzoo.ebm import losses
 from genzoo.ebm.buffer import SampleBuffer, dequantize, quantize
+from genzoo.ebm.composition import class_energies, compose, of_class
 from genzoo.ebm.modeling_ebm import BACKBONES, EBMConfig, EBMConv2d, EnergyModel, ResidualConv2d
 from genzoo.ebm.samplers import sample
 from genzoo.ebm.scheduling_langevin import LangevinScheduler
@@ -318,6 +319,71 @@ def test_noise_contrastive_estimation_finds_the_constant():
 
     optimizer.step(closure)
     assert log_z.item() == pytest.approx(math.log(math.sqrt(2 * math.pi)), abs=0.01)
+
+
+# Composition
+
+
+def well(center: float, variance: float = 1.0):
+    return lambda x: (x[:, 0] - center).square() / (2 * variance)
+
+
+def test_a_product_of_gaussians_is_a_gaussian():
+    """Precisions add up: 1 + 3 = 4, and the mean is (1 * 2 + 3 * -2) / 4 = -1."""
+    energy = compose([(well(2.0), 1.0), (well(-2.0), 3.0)])
+    x = torch.linspace(-3, 3, 7)[:, None].double()
+    exact = 4 * (x[:, 0] + 1).square() / 2
+    torch.testing.assert_close(energy(x) - energy(x)[2], exact - exact[2])
+
+
+def test_a_negation_takes_away():
+    energy = compose([(well(0.0), 1.0), (well(1.0, 4.0), -1.0)])
+    x = torch.tensor([[0.5]]).double()
+    assert energy(x).item() == pytest.approx(0.125 - 0.25 / 8)
+
+
+def test_a_mixture_of_gaussians_has_both_modes():
+    energy = compose([(well(-3.0), 0.25), (well(3.0), 0.75)], mode="mixture")
+    x = torch.tensor([[-3.0], [3.0]]).double()
+    density = torch.exp(-energy(x))
+    torch.testing.assert_close(density, torch.tensor([0.25, 0.75]).double(), atol=1e-6, rtol=0)
+
+
+def test_energies_are_brought_to_one_scale_by_data():
+    data = torch.randn(1000, 1, generator=source())
+    loud, quiet = (lambda x: 100 * well(0.0)(x)), (lambda x: 0.01 * well(0.0)(x))
+    energy = compose([(loud, 1.0), (quiet, 1.0)], data=data)
+    assert energy(data).std().item() == pytest.approx(2, rel=1e-4)
+
+
+def test_classes_have_energies_of_their_own():
+    model = tiny(num_classes=3)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.gain2.weight.normal_()
+    images = model.dummy_inputs["pixel_values"]
+    found = class_energies(model, images, batch_size=3)
+    assert found.shape == (4, 3)
+    torch.testing.assert_close(found[:, 1], model(images, torch.ones(4).long()).detach())
+    torch.testing.assert_close(of_class(model, 2)(images).detach(), found[:, 2])
+    plain = tiny()
+    torch.testing.assert_close(class_energies(plain, images)[:, 0], plain(images).detach())
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda: compose([]), "nothing to compose"),
+        (lambda: compose([(well(0.0), 1.0)], mode="sum"), "mode must be"),
+        (lambda: compose([(well(0.0), -1.0)], mode="mixture"), "positive"),
+        (lambda: compose([(well(0.0), 1.0)], data=torch.ones(5, 1)), "same for all data"),
+        (lambda: of_class(tiny(num_classes=2), 2), "no class 2 of 2"),
+        (lambda: class_energies(tiny(), torch.full((1, 1, 12, 12), 2.0)), "pixels must be in"),
+    ],
+)
+def test_bad_compositions_get_a_sentence(act, words: str):
+    with pytest.raises(ValueError, match=words):
+        act()
 
 
 # Buffer

@@ -2,28 +2,32 @@
 
 import json
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers import __version__ as diffusers_version
+from PIL import Image, ImageDraw
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .downloads import HUB_OPTIONS, fetch
 
 
 class ZooPipeline(DiffusionPipeline):
-    """A pipeline whose components are PreTrainedModels, found by their `model_type`.
+    """A pipeline of PreTrainedModels, found by their `model_type`, and perhaps a scheduler.
 
     `DiffusionPipeline.from_pretrained` knows components by their file and runs the repository's
     code to get them. This class takes the installed one, so it needs no trust, and serves every
     model that joins its room. A checkpoint that `genzoo.hub.publish` made can be loaded both ways.
 
     Attributes:
-        auto_classes: Name of each component -> the Auto class that finds it. The first one is
-            needed; the others are so unless `_optional_components` has them.
+        auto_classes: Name of each component -> the Auto class that finds it, or the class of a
+            scheduler. The first one is needed; the others are so unless `_optional_components` has
+            them.
     """
 
     auto_classes: ClassVar[dict[str, Any]]
@@ -57,7 +61,12 @@ class ZooPipeline(DiffusionPipeline):
         else:
             stem = f"model.{variant}" if variant else "model"
             weights = [f"*/{stem}.safetensors", f"*/{stem}-*.safetensors"]
-            indices = ["model_index.json", "*/config.json", "*/model.safetensors.index*.json"]
+            indices = [
+                "model_index.json",
+                "*/config.json",
+                "*/scheduler_config.json",
+                "*/model.safetensors.index*.json",
+            ]
             folder = fetch(name, [*indices, *weights], **hub_options)
 
         index_path = folder / "model_index.json"
@@ -109,9 +118,151 @@ class ZooPipeline(DiffusionPipeline):
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+class ImagePipeline(ZooPipeline):
+    """A pipeline that makes images, of classes where its network has them.
+
+    The first component is the network: its config has `image_size`, `num_classes` and `id2label`.
+    """
+
+    @property
+    def network(self) -> Any:
+        """The network that makes the images, or judges them."""
+        return getattr(self, next(iter(self.auto_classes)))
+
+    @staticmethod
+    def check_output_type(output_type: str) -> None:
+        """Dies unless it is one that `to_output` knows."""
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}")
+
+    @staticmethod
+    def check_generators(
+        generator: torch.Generator | list[torch.Generator] | None, num_images: int
+    ) -> None:
+        """Dies unless there is one for all, or one for each image."""
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(
+                f"{num_images} images need {num_images} generators, got {len(generator)}"
+            )
+
+    def to_output(self, images: Tensor, output_type: str) -> Any:
+        """Images (B, C, H, W) in [-1, 1] as a call returns them, in [0, 1] or as pictures."""
+        images = (images.float() / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().permute(0, 2, 3, 1).numpy()  # (B, C, H, W) -> (B, H, W, C)
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
+
+    def labels_for(
+        self,
+        labels: Tensor | None,
+        num_images: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor | None:
+        """One class for each image: those given, one for all, or drawn; None without classes.
+
+        Raises:
+            ValueError: If there are neither one nor as many as images.
+        """
+        if labels is None:
+            return (
+                self.draw_labels(num_images, generator) if self.network.config.num_classes else None
+            )
+        if len(labels) not in (1, num_images):
+            raise ValueError(
+                f"{num_images} images need 1 or {num_images} class labels, got {len(labels)}"
+            )
+        return labels.expand(num_images)
+
+    def grid(
+        self,
+        num_images: int = 64,
+        num_columns: int = 8,
+        class_labels: int | str | list[int | str] | Tensor | None = None,
+        scale: int = 2,
+        **kwargs: Any,
+    ) -> Image.Image:
+        """Generates one picture of many images.
+
+        Args:
+            num_images: How many. For a labeled model without `class_labels` it is rounded up to
+                whole rows for each class, whose name then stands at the left.
+            num_columns: How many in a row.
+            class_labels: As for a call.
+            scale: How many pixels of the picture a pixel of an image takes, in both directions.
+            **kwargs: As for a call.
+        """
+        num_classes, names = self.network.config.num_classes, {}
+        if class_labels is None and num_classes:
+            rows_each = -(-num_images // (num_columns * num_classes))
+            class_labels = torch.arange(num_classes).repeat_interleave(num_columns * rows_each)
+            num_images = len(class_labels)
+            names = {
+                index * rows_each: name for index, name in self.network.config.id2label.items()
+            }
+        kwargs["output_type"] = "pil"
+        images = self(num_images=num_images, class_labels=class_labels, **kwargs).images
+
+        side = self.network.config.image_size * scale
+        margin = 8 + max(
+            (int(ImageDraw.Draw(images[0]).textlength(name)) for name in names.values()), default=-8
+        )
+        num_rows = -(-num_images // num_columns)
+        picture = Image.new(images[0].mode, (margin + num_columns * side, num_rows * side), "white")
+        for index, image in enumerate(images):
+            row, column = divmod(index, num_columns)
+            image = image.resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(image, (margin + column * side, row * side))
+        for row, name in names.items():
+            ImageDraw.Draw(picture).text(
+                (4, row * side + side // 2), name, fill="black", anchor="lm"
+            )
+        return picture
+
+    def label_ids(self, class_labels: int | str | list[int | str] | Tensor) -> Tensor:
+        """Class names and numbers to numbers, (B,).
+
+        Raises:
+            ValueError: If the model has no classes or not these.
+        """
+        config = self.network.config
+        if not config.num_classes:
+            raise ValueError("this model is unconditional and takes no class_labels")
+        labels: Any = class_labels
+        if isinstance(labels, Tensor):
+            labels = labels.flatten().tolist()
+        elif isinstance(labels, Integral | str):
+            labels = [labels]
+        by_name = {name: index for index, name in config.id2label.items()}
+        labels = [by_name.get(label, label) for label in labels]
+        for label in labels:
+            is_number = isinstance(label, Integral) and not isinstance(label, bool)
+            if not is_number or not 0 <= int(label) < config.num_classes:
+                raise ValueError(
+                    f"there is no class {label!r}; this model has {', '.join(by_name)}"
+                )
+        return torch.tensor([int(label) for label in labels])
+
+    def draw_labels(
+        self, num_images: int, generator: torch.Generator | list[torch.Generator] | None
+    ) -> Tensor:
+        """Classes (B,), each with the same probability."""
+        num_classes = self.network.config.num_classes
+        if isinstance(generator, list):
+            draws = [
+                torch.randint(num_classes, (1,), generator=one, device=one.device).cpu()
+                for one in generator
+            ]
+            return torch.cat(draws)
+        device = generator.device if generator is not None else "cpu"
+        return torch.randint(num_classes, (num_images,), generator=generator, device=device).cpu()
+
+
 def _load(
     auto_class: Any, folder: Path, dtype: torch.dtype, variant: str | None
-) -> PreTrainedModel:
+) -> PreTrainedModel | SchedulerMixin:
+    if issubclass(auto_class, SchedulerMixin):
+        return auto_class.from_pretrained(folder)
     try:
         model, info = auto_class.from_pretrained(
             folder,

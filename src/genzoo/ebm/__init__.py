@@ -8,8 +8,8 @@
 | HMC | Neal, 2011 | samplers.py | goes far in one step |
 | ParallelTempering | Geyer, 1991 | samplers.py | crosses barriers where it is hot |
 
-`sample` runs any of them on any energy. The objectives are in losses.py; the buffer that the chains
-of training rest in is in buffer.py.
+`sample` runs any of them on any energy, and `compose` makes one energy of several (composition.py).
+The objectives are in losses.py; the buffer that the chains of training rest in is in buffer.py.
 
 Importing the room registers its model: `AutoModel` finds it.
 """
@@ -23,6 +23,7 @@ from .modeling_ebm import EBMConfig, EnergyModel
 
 if TYPE_CHECKING:
     from .buffer import SampleBuffer
+    from .composition import class_energies, compose, of_class
     from .samplers import HMC, MALA, ParallelTempering, sample
     from .scheduling_langevin import LangevinScheduler
 
@@ -37,6 +38,9 @@ __all__ = [
     "LangevinScheduler",
     "ParallelTempering",
     "SampleBuffer",
+    "class_energies",
+    "compose",
+    "of_class",
     "sample",
 ]
 
@@ -47,6 +51,9 @@ _LAZY = {
     "MALA": ".samplers",
     "ParallelTempering": ".samplers",
     "SampleBuffer": ".buffer",
+    "class_energies": ".composition",
+    "compose": ".composition",
+    "of_class": ".composition",
     "sample": ".samplers",
 }
 

@@ -372,14 +372,19 @@ def sample(
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     x, kept = full_precision(x0), []
     if isinstance(sampler, LangevinScheduler):
-        sampler.set_timesteps(num_steps)
-        _check_finite(energy(x), "at the start")
-        for step in range(num_steps):
-            x = sampler.scale_model_input(x, step, generator=generator)
-            _, score = energy_and_score(energy, x)
-            x = sampler.step(score, step, x, generator=generator).prev_sample
+
+        def keep(step: int, state: Tensor) -> None:
             if keep_every and (step + 1) % keep_every == 0:
-                kept.append(x)
+                kept.append(state)
+
+        _check_finite(energy(x), "at the start")
+        x = sampler.chain(
+            lambda state: energy_and_score(energy, state)[1],
+            x,
+            num_steps,
+            generator,
+            on_step_end=keep,
+        )
         energies, rate = energy(x), None
     else:
         state = sampler.start(energy, x)

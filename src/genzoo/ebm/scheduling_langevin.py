@@ -5,6 +5,7 @@ energies of images Du and Mordatch, 2019 (https://arxiv.org/abs/1903.08689).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,7 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
         noise_first: Whether the noise of a step comes before its gradient, as in the code of Du
             and Mordatch, so that the last thing that happens to a sample is descent;
             `scale_model_input` adds it then. Otherwise gradient and noise are added together.
+        num_inference_steps: How many steps a pipeline takes unless it is told.
     """
 
     order = 1
@@ -66,6 +68,7 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
         gradient_clip_mode: str = "element",
         clamp: list[float] | tuple[float, float] | None = None,
         noise_first: bool = False,
+        num_inference_steps: int = 60,
     ):
         for name, value in (("step_size", step_size), ("final_step_size", final_step_size)):
             if value is not None and not value > 0:
@@ -169,6 +172,42 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
         if config.clamp is not None:
             state = state.clamp(*config.clamp)
         return LangevinSchedulerOutput(prev_sample=state) if return_dict else (state,)
+
+    def chain(
+        self,
+        score: Callable[[Tensor], Tensor],
+        sample: Tensor,
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        hold: Callable[[Tensor], Tensor] | None = None,
+        on_step_end: Callable[[int, Tensor], Tensor | None] | None = None,
+    ) -> Tensor:
+        """Runs chains; nothing in the loop waits for the device.
+
+        Args:
+            score: (B, ...) -> (B, ...), -grad E.
+            sample: (B, ...), where they begin.
+            num_inference_steps: How many steps.
+            generator: The source of random numbers: one, or one for each sample.
+            hold: What is done to the states before each gradient and after each step, to keep a
+                part of them as it is.
+            on_step_end: Called with the number of the step and the states after it; what it returns
+                replaces them.
+
+        Returns:
+            (B, ...), where they end.
+        """
+        self.set_timesteps(num_inference_steps)
+        x = full_precision(sample)
+        for step in range(num_inference_steps):
+            x = self.scale_model_input(x, step, generator=generator)
+            x = x if hold is None else hold(x)
+            x = self.step(score(x), step, x, generator=generator).prev_sample
+            x = x if hold is None else hold(x)
+            if on_step_end is not None:
+                changed = on_step_end(step, x)
+                x = x if changed is None else changed
+        return x
 
     def _sizes_at(self, timestep: int | Tensor | None) -> tuple[float, float]:
         if timestep is None or not self._sizes:

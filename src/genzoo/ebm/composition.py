@@ -1,0 +1,109 @@
+"""Energies made of energies, and what else the energy of an image tells."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .modeling_ebm import EnergyModel
+
+Energy = Callable[[Tensor], Tensor]
+
+
+def compose(
+    energies: Sequence[tuple[Energy, float]],
+    *,
+    mode: str = "product",
+    data: Tensor | None = None,
+) -> Energy:
+    """One energy of several: all of them at once, or one of them (Du et al., 2020, Section 3).
+
+    product: E(x) = sum of w_i E_i(x), the density of what every energy finds likely. A negative
+    weight is a negation: what that energy finds unlikely. It has no least energy by itself, so
+    chains over it want bounds, and others beside it.
+
+    mixture: E(x) = -log sum of w_i exp(-E_i(x)), the density of what any energy finds likely.
+
+    A chain over the result takes one noise for all, which samples the product. (Du and Mordatch's
+    code takes a step and a noise for each energy by turns, which samples something else.)
+
+    Args:
+        energies: Pairs of an energy, (B, ...) -> (B,), and its weight. A class of a conditional one
+            is `of_class(model, label)`.
+        mode: "product" or "mixture".
+        data: (N, ...), by whose standard deviation under each energy that energy is divided.
+            Energies of networks that were trained apart have no common scale otherwise.
+
+    Raises:
+        ValueError: If there are none, a weight does not fit the mode, or an energy is the same for
+            all data.
+    """
+    if not energies:
+        raise ValueError("there is nothing to compose")
+    if mode not in ("product", "mixture"):
+        raise ValueError(f"mode must be 'product' or 'mixture', got {mode!r}")
+    weights = [weight for _, weight in energies]
+    if mode == "mixture" and not min(weights) > 0:
+        raise ValueError(f"the weights of a mixture are positive, got {weights}")
+    scales = [1.0] * len(energies)
+    if data is not None:
+        with torch.no_grad():
+            scales = [float(energy(data).double().std()) for energy, _ in energies]
+        if not min(scales) > 0:
+            raise ValueError(f"an energy is the same for all data: they spread by {scales}")
+
+    def total(x: Tensor) -> Tensor:
+        found = torch.stack(
+            [energy(x) / scale for (energy, _), scale in zip(energies, scales, strict=True)]
+        )  # (E, B)
+        factors = torch.tensor(weights, dtype=found.dtype, device=found.device)[:, None]
+        if mode == "product":
+            return (factors * found).sum(dim=0)
+        return -torch.logsumexp(factors.log() - found, dim=0)
+
+    return total
+
+
+def of_class(model: EnergyModel, label: int) -> Energy:
+    """The energy of one class of a conditional model, as a function of images alone.
+
+    Raises:
+        ValueError: If the model has no such class.
+    """
+    if not 0 <= label < model.config.num_classes:
+        raise ValueError(f"there is no class {label} of {model.config.num_classes}")
+
+    def energy(x: Tensor) -> Tensor:
+        return model(x, torch.full((len(x),), label, device=x.device))
+
+    return energy
+
+
+@torch.no_grad()
+def class_energies(model: EnergyModel, images: Tensor, batch_size: int = 256) -> Tensor:
+    """The energy of each image under each class, (B, K); without classes (B, 1).
+
+    The class of an image is the one of the lowest energy, p(c | x) being proportional to
+    exp(-E(x, c)). How much an image is like the data at all is said by the lowest: the higher, the
+    further out of distribution.
+
+    Args:
+        model: An energy in evaluation mode.
+        images: (B, C, H, W) in [-1, 1].
+        batch_size: How many images are looked at at once.
+
+    Raises:
+        ValueError: If pixels are out of range, or no numbers.
+    """
+    if not (images.min() >= -1 and images.max() <= 1):
+        raise ValueError(
+            f"pixels must be in [-1, 1], got {float(images.min()):g} to {float(images.max()):g}"
+        )
+    energies: list[Energy] = [
+        of_class(model, label) for label in range(model.config.num_classes)
+    ] or [model]
+    rows = [
+        torch.stack([energy(batch.to(model.device)).cpu() for energy in energies], dim=1)
+        for batch in images.split(batch_size)
+    ]
+    return torch.cat(rows)

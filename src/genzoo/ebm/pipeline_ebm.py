@@ -1,0 +1,316 @@
+"""Diffusers pipelines over an energy: images from noise, and what is missing in an image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+
+from ..pipelines import ImagePipeline
+from .scheduling_langevin import LangevinScheduler
+
+Generators = torch.Generator | list[torch.Generator] | None
+OnStepEnd = Callable[[Any, int, int, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass
+class EBMPipelineOutput(ImagePipelineOutput):
+    """What a call returns.
+
+    Args:
+        images: As `output_type` says.
+        energies: (B,), of them.
+        trajectory: (N, B, C, H, W) in [0, 1], the states of the chains that were kept, if any.
+    """
+
+    energies: Tensor | None = None
+    trajectory: Tensor | None = None
+
+
+class EBMPipeline(ImagePipeline):
+    """Makes images by Langevin dynamics over an energy.
+
+    Args:
+        ebm: An energy: `ebm(pixel_values, class_labels=None)` is (B,), `ebm.score` its negative
+            gradient; pixels are in [-1, 1].
+        scheduler: How the chains go.
+    """
+
+    auto_classes: ClassVar[dict[str, Any]] = {"ebm": AutoModel, "scheduler": LangevinScheduler}
+    model_cpu_offload_seq = "ebm"
+
+    def __init__(self, ebm: PreTrainedModel, scheduler: LangevinScheduler):
+        super().__init__()
+        self.register_modules(ebm=ebm, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_images: int | None = None,
+        class_labels: int | str | list[int | str] | Tensor | None = None,
+        images: Tensor | Image.Image | Sequence[Image.Image] | None = None,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+        keep_every: int | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("samples",),
+        batch_size: int = 64,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> EBMPipelineOutput | tuple:
+        """Makes images.
+
+        Args:
+            num_images: How many; by default as many as there are images or class labels, else one.
+            class_labels: One class for all images or one for each, by name (`ebm.config.id2label`)
+                or number. A labeled model without them draws each class with the same probability.
+            images: Where the chains begin, in the place of uniform noise: data, or what a
+                `SampleBuffer` holds; (B, C, H, W) in [0, 1], or pictures.
+            num_inference_steps: Steps of a chain; the scheduler's own number unless given.
+            generator: The source of random numbers: one, or one for each image.
+            keep_every: Keeps the states after every so many steps, for `trajectory`.
+            callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every
+                step; what it returns replaces the samples.
+            callback_on_step_end_tensor_inputs: Which tensors it gets: "samples", (B, C, H, W) in
+                [-1, 1].
+            batch_size: How many chains go on at once.
+            output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W); arrays are float in [0, 1].
+            return_dict: Whether to return an `EBMPipelineOutput` or a tuple with the images.
+
+        Raises:
+            ValueError: If the arguments do not fit each other or the model, or if the energies are
+                not finite at the end.
+        """
+        self.check_output_type(output_type)
+        start = None if images is None else self.to_pixels(images)
+        labels = None if class_labels is None else self.label_ids(class_labels)
+        if num_images is None:
+            num_images = (
+                len(start) if start is not None else len(labels) if labels is not None else 1
+            )
+        if start is not None and len(start) != num_images:
+            raise ValueError(f"{num_images} images need as many to begin with, got {len(start)}")
+        if start is None:
+            start = self._noise(num_images, generator)
+        return self._run(
+            start,
+            None,
+            labels,
+            num_inference_steps,
+            generator,
+            keep_every,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            batch_size,
+            output_type,
+            return_dict,
+        )
+
+    def _run(
+        self,
+        start: Tensor,
+        mask: Tensor | None,
+        labels: Tensor | None,
+        num_steps: int | None,
+        generator: Generators,
+        keep_every: int | None,
+        callback: OnStepEnd | None,
+        callback_inputs: Sequence[str],
+        batch_size: int,
+        output_type: str,
+        return_dict: bool,
+    ) -> EBMPipelineOutput | tuple:
+        """Chains from `start` in [-1, 1], which move where `mask` (B, 1, H, W) is true."""
+        num_steps = self.scheduler.config.num_inference_steps if num_steps is None else num_steps
+        num_images = len(start)
+        self.check_generators(generator, num_images)
+        if keep_every is not None and keep_every < 1:
+            raise ValueError(f"keep_every must be at least 1, got {keep_every}")
+        if unknown := {*callback_inputs} - {"samples"}:
+            raise ValueError(f"a callback can get samples, not {', '.join(sorted(unknown))}")
+        labels = self.labels_for(labels, num_images, generator)
+        if num_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {num_steps}")
+        device, network = self._execution_device, self.ebm.eval()
+        done, energies, kept = [], [], []
+        num_batches = -(-num_images // batch_size)
+        with self.progress_bar(total=num_batches * num_steps) as progress:  # pyright: ignore[reportCallIssue]
+            for first in range(0, num_images, batch_size):
+                rows = slice(first, first + batch_size)
+                begin = start[rows].to(device)
+                move = None if mask is None else mask[rows].to(device)
+                c = None if labels is None else labels[rows].to(device)
+                states = []
+
+                def score(x: Tensor, c: Tensor | None = c) -> Tensor:
+                    return network.score(x.to(network.dtype), c)
+
+                def hold(x: Tensor, move: Any = move, begin: Tensor = begin) -> Tensor:
+                    return torch.where(move, x, begin)
+
+                def after(step: int, x: Tensor, states: list[Tensor] = states) -> Tensor:
+                    if callback is not None:
+                        x = (callback(self, step, step, {"samples": x}) or {}).get("samples", x)
+                    if keep_every and (step + 1) % keep_every == 0:
+                        states.append(x)
+                    progress.update()
+                    return x
+
+                x = self.scheduler.chain(
+                    score,
+                    begin,
+                    num_steps,
+                    generator[rows] if isinstance(generator, list) else generator,
+                    hold=None if move is None else hold,
+                    on_step_end=after,
+                )
+                done.append(x)
+                energies.append(network(x.to(network.dtype), c))
+                kept += [torch.stack(states)] if states else []
+        self.maybe_free_model_hooks()
+        found = torch.cat(energies)
+        if num_bad := int((~found.isfinite()).sum()):
+            raise ValueError(
+                f"{num_bad} of {num_images} energies are not finite after {num_steps} steps; "
+                "try smaller ones"
+            )
+        images = self.to_output(torch.cat(done), output_type)
+        if not return_dict:
+            return (images,)
+        trajectory = (torch.cat(kept, dim=1) / 2 + 0.5).clamp(0, 1) if kept else None
+        return EBMPipelineOutput(images=images, energies=found, trajectory=trajectory)
+
+    def to_pixels(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+        """Images in [0, 1], or pictures, as (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: If they are not of the model's size, or their pixels are out of range.
+        """
+        config = self.ebm.config
+        size = (config.num_channels, config.image_size, config.image_size)
+        if not isinstance(images, Tensor):
+            pictures = [images] if isinstance(images, Image.Image) else [*images]
+            mode = "L" if config.num_channels == 1 else "RGB"
+            images = torch.stack([_to_tensor(picture.convert(mode)) for picture in pictures])
+        if images.dim() == 3:
+            images = images[None]
+        if images.dim() != 4 or images.shape[1:] != size:
+            raise ValueError(
+                f"images must be (B, {', '.join(map(str, size))}), got {tuple(images.shape)}"
+            )
+        if not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(
+                f"pixels must be in [0, 1], got {float(images.min()):g} to {float(images.max()):g}"
+            )
+        return images.float() * 2 - 1
+
+    def _noise(self, num_images: int, generator: Generators) -> Tensor:
+        """Uniform in [-1, 1], (B, C, H, W)."""
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.check_generators(generator, num_images)
+        config = self.ebm.config
+        size = (config.num_channels, config.image_size, config.image_size)
+        if isinstance(generator, list):
+            draws = [torch.rand(size, generator=one, device=one.device).cpu() for one in generator]
+            return torch.stack(draws) * 2 - 1
+        device = generator.device if generator is not None else "cpu"
+        return torch.rand((num_images, *size), generator=generator, device=device) * 2 - 1
+
+
+class EBMInpaintPipeline(EBMPipeline):
+    """Fills in what is missing in images, by Langevin dynamics over an energy.
+
+    Chains begin with uniform noise in the missing pixels; the others stay as they are (Du and
+    Mordatch, 2019, Section 4.2).
+    """
+
+    @torch.no_grad()
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs
+        self,
+        images: Tensor | Image.Image | Sequence[Image.Image],
+        mask: Tensor | Image.Image,
+        class_labels: int | str | list[int | str] | Tensor | None = None,
+        num_completions: int = 1,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+        keep_every: int | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("samples",),
+        batch_size: int = 64,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> EBMPipelineOutput | tuple:
+        """Completes images.
+
+        Args:
+            images: (B, C, H, W) in [0, 1], or pictures.
+            mask: Where pixels are missing: true, one or white, as for diffusers' inpainting; (H, W)
+                for all images, (B, 1, H, W) for each, or a picture.
+            class_labels: As for `EBMPipeline`, one for all images or one for each.
+            num_completions: How many of each image; those of one follow each other.
+            num_inference_steps: As for `EBMPipeline`.
+            generator: As for `EBMPipeline`.
+            keep_every: As for `EBMPipeline`.
+            callback_on_step_end: As for `EBMPipeline`.
+            callback_on_step_end_tensor_inputs: As for `EBMPipeline`.
+            batch_size: As for `EBMPipeline`.
+            output_type: As for `EBMPipeline`.
+            return_dict: As for `EBMPipeline`.
+
+        Raises:
+            ValueError: If images, mask and model do not fit each other.
+        """
+        self.check_output_type(output_type)
+        if num_completions < 1:
+            raise ValueError(f"num_completions must be at least 1, got {num_completions}")
+        known = self.to_pixels(images)
+        missing = self._missing(mask, len(known))
+        labels = None if class_labels is None else self.label_ids(class_labels)
+        if labels is not None and len(labels) not in (1, len(known)):
+            raise ValueError(
+                f"{len(known)} images need 1 or {len(known)} class labels, got {len(labels)}"
+            )
+        if labels is not None and len(labels) > 1:
+            labels = labels.repeat_interleave(num_completions)
+        known, missing = (x.repeat_interleave(num_completions, dim=0) for x in (known, missing))
+        start = torch.where(missing, self._noise(len(known), generator).to(known.device), known)
+        return self._run(
+            start,
+            missing,
+            labels,
+            num_inference_steps,
+            generator,
+            keep_every,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            batch_size,
+            output_type,
+            return_dict,
+        )
+
+    def _missing(self, mask: Tensor | Image.Image, num_images: int) -> Tensor:
+        """(B, 1, H, W), true where pixels are missing."""
+        side = self.ebm.config.image_size
+        if isinstance(mask, Image.Image):
+            mask = _to_tensor(mask.convert("L"))[0]
+        found = mask > 0.5 if mask.is_floating_point() else mask.bool()
+        if found.shape == (side, side):
+            found = found[None, None].expand(num_images, 1, side, side)
+        if found.shape != (num_images, 1, side, side):
+            raise ValueError(
+                f"the mask must be ({side}, {side}) or ({num_images}, 1, {side}, {side}), "
+                f"got {tuple(mask.shape)}"
+            )
+        return found
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    """(C, H, W) in [0, 1]."""
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    width, height = picture.size
+    return values.view(height, width, -1).permute(2, 0, 1).float() / 255
