@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +13,6 @@ from diffusers import __version__ as diffusers_version
 from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .downloads import HUB_OPTIONS, fetch
 
@@ -123,6 +123,10 @@ class ImagePipeline(ZooPipeline):
 
     The first component is the network: its config has `image_size`, `num_classes` and `id2label`.
     """
+
+    # Each pipeline's own call makes the images: `num_images`, `class_labels` and `output_type`
+    # mean the same in all of them.
+    __call__: Callable[..., Any]
 
     @property
     def network(self) -> Any:
@@ -258,9 +262,7 @@ class ImagePipeline(ZooPipeline):
         return torch.randint(num_classes, (num_images,), generator=generator, device=device).cpu()
 
 
-def _load(
-    auto_class: Any, folder: Path, dtype: torch.dtype, variant: str | None
-) -> PreTrainedModel | SchedulerMixin:
+def _load(auto_class: Any, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
     if issubclass(auto_class, SchedulerMixin):
         return auto_class.from_pretrained(folder)
     try:

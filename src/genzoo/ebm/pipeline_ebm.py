@@ -125,7 +125,8 @@ class EBMPipeline(ImagePipeline):
         return_dict: bool,
     ) -> EBMPipelineOutput | tuple:
         """Chains from `start` in [-1, 1], which move where `mask` (B, 1, H, W) is true."""
-        num_steps = self.scheduler.config.num_inference_steps if num_steps is None else num_steps
+        if num_steps is None:
+            num_steps = int(self.scheduler.config.num_inference_steps)
         num_images = len(start)
         self.check_generators(generator, num_images)
         if keep_every is not None and keep_every < 1:
