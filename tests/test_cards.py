@@ -416,9 +416,11 @@ def test_schema_and_rendering_know_the_same_fields(definition, common, kinds):
     schema, names = SCHEMA["$defs"][definition], [field.name for field in fields(common)]
     required = [field.name for field in fields(common) if field.default is MISSING]
     assert sorted(schema["required"]) == sorted(required)
-    own = [[f.name for f in fields(kind) if f.name not in names] for kind in kinds]
-    assert list(schema["properties"]) == list(dict.fromkeys([*names, *itertools.chain(*own)]))
-    assert [kind["required"] for kind in schema.get("oneOf", []) if "required" in kind] == own
+    own = [[f for f in fields(kind) if f.name not in names] for kind in kinds]
+    every = [*names, *(f.name for f in itertools.chain(*own))]
+    assert list(schema["properties"]) == list(dict.fromkeys(every))
+    needed = [[f.name for f in kind if f.default is MISSING] for kind in own]
+    assert [kind["required"] for kind in schema.get("oneOf", []) if "required" in kind] == needed
 
 
 def variants(record: dict) -> Iterator[dict]:
@@ -480,6 +482,20 @@ def test_numbers_of_a_card(folder):
     assert text.count("genzoo evaluate") == 1, "a command is shown once"
     assert "old" not in text
     assert text.endswith("The end, with a backslash \\1.\n") and "\n\nBetween.\n\n" in text
+
+
+def test_numbers_of_a_card_about_chains(folder):
+    """How long the chains were and where they began stands in the place of a truncation."""
+    chains = {"num_inference_steps": 1200, "chain_start": "noise"}
+    rows = [MEASUREMENT | chains, MEASUREMENT | {"reference": True, "value": 1.5}]
+    change(folder, evaluation=rows)
+    cards.render_card(folder)
+    text = (folder / "README.md").read_text()
+    header, _, *lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "truncation" not in header and "steps of a chain" in header
+    assert "| 1,200 from noise |" in lines[0] and "| - | 0 |" in lines[1]
+    (entry,) = ModelCard(text).data.eval_results
+    assert entry.metric_args["num_inference_steps"] == 1200
 
 
 def test_rendering_again_changes_nothing(folder):

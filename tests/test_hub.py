@@ -294,6 +294,50 @@ def test_a_feature_network_goes_out_and_comes_back(server, new_client):
     assert f'AutoModelForImageClassification.from_pretrained("{done["repository"]}"' in code
 
 
+def test_an_energy_goes_out_and_comes_back(server, new_client, tmp_path):
+    """Its scheduler is a component with code of its own."""
+
+    def draw(repository: str) -> list:
+        import sys
+
+        import torch
+
+        if sys.modules.get("genzoo", 1) is None:
+            from diffusers import DiffusionPipeline
+
+            pipe = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
+        else:
+            import genzoo
+
+            pipe = genzoo.pipeline(model=repository)
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        found = pipe(class_labels=[0, 2], generator=generator, output_type="pt")
+        kinds = [type(part).__module__ for part in (pipe, pipe.ebm, pipe.scheduler)]
+        return [found.images.tolist(), found.energies.tolist(), *kinds]
+
+    sizes = {"image_size": 8, "channels": [4, 4], "downsamples": [True]}
+    config = genzoo.EBMConfig(**sizes, num_channels=1, num_classes=3)
+    chains = genzoo.LangevinScheduler(
+        step_size=0.5, noise_std=0.1, clamp=[-1, 1], num_inference_steps=4
+    )
+    genzoo.EBMPipeline(genzoo.EnergyModel(config), chains).save_pretrained(tmp_path / "energy")
+    done, _ = new_client("your-name").run(publish, [tmp_path / "energy"] * 2, "your-name", {})
+    assert isinstance(done, dict), (done, _)
+    assert "scheduler/scheduling_langevin.py" in published(server, done["repository"])
+    *images, pipeline, ebm, scheduler = new_client().run(draw, done["repository"])
+    assert (pipeline, ebm, scheduler) == (
+        "genzoo.ebm.pipeline_ebm",
+        "genzoo.ebm.modeling_ebm",
+        "genzoo.ebm.scheduling_langevin",
+    )
+    *images_without, pipeline, ebm, scheduler = new_client(without_genzoo=True).run(
+        draw, done["repository"]
+    )
+    assert images_without == images
+    assert all("_modules." in kind for kind in (pipeline, ebm, scheduler))
+
+
 def make_words(folder: Path) -> Path:
     """What a training on a small corpus leaves."""
     words = ["king", "queen", "sea", "ship"]

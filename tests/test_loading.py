@@ -15,6 +15,7 @@ from transformers import GPT2Config
 
 import genzoo
 from genzoo import downloads, loading
+from genzoo.ebm.pipeline_ebm import EBMInpaintPipeline, EBMPipeline
 from genzoo.gan.pipeline_gan import GANPipeline
 from genzoo.jose import build_tokenizer
 
@@ -35,6 +36,20 @@ def make_checkpoint(folder: Path, num_classes: int = 2) -> Path:
         modulation_size=2,
     )
     GANPipeline(genzoo.SelfModGANGenerator(config)).save_pretrained(folder)
+    return folder
+
+
+def make_energy(folder: Path, num_classes: int = 2) -> Path:
+    """The smallest folder that an EBMPipeline opens."""
+    config = genzoo.EBMConfig(
+        image_size=8,
+        num_channels=1,
+        num_classes=num_classes,
+        channels=[2, 2],
+        downsamples=[True],
+    )
+    scheduler = genzoo.LangevinScheduler(clamp=[-1, 1], num_inference_steps=2)
+    EBMPipeline(genzoo.EnergyModel(config), scheduler).save_pretrained(folder)
     return folder
 
 
@@ -204,18 +219,44 @@ def test_both_forms_of_an_index(tmp_path, checkpoint, class_name):
     assert isinstance(genzoo.pipeline(model=folder), GANPipeline)
 
 
-def test_pipeline_finds_a_default(monkeypatch, checkpoint, unlabelled):
+@pytest.mark.parametrize("num_classes", [0, 2])
+def test_one_folder_generates_and_fills_in(tmp_path, num_classes):
+    """By the task; what is saved again is the same checkpoint."""
+    folder = make_energy(tmp_path / "energy", num_classes)
+    labelled = ["class-to-image"] if num_classes else []
+    tasks = [*labelled, "unconditional-image-generation", "image-inpainting"]
+    assert loading.tasks_of(folder) == tasks
+    for task in [None, *tasks]:
+        pipe = genzoo.pipeline(task, model=folder)
+        kind = EBMInpaintPipeline if task == "image-inpainting" else EBMPipeline
+        assert type(pipe) is kind
+    pipe.save_pretrained(tmp_path / "again")
+    index = json.loads((tmp_path / "again/model_index.json").read_text())
+    assert index == json.loads((folder / "model_index.json").read_text())
+    assert pipe.scheduler.config.num_inference_steps == 2
+    mask = torch.ones(8, 8)
+    mask[:4] = 0
+    pipe.set_progress_bar_config(disable=True)
+    known = torch.rand(1, 1, 8, 8)
+    found = pipe(known, mask, output_type="pt").images
+    torch.testing.assert_close(found[..., :4, :], known[..., :4, :])
+
+
+def test_pipeline_finds_a_default(monkeypatch, tmp_path, checkpoint, unlabelled):
     """The default model of each task can do the task."""
     asked = []
 
     def locate(name):
         asked.append(name)
+        if name.startswith("igebm"):
+            return make_energy(tmp_path / name)
         return checkpoint if loading.recipes()[name]().model.num_classes else unlabelled
 
     monkeypatch.setattr(loading, "locate", locate)
     tasks = [task for task in loading.TASKS if task not in loading.TEXT_PIPELINES]
     for task in tasks:
-        assert isinstance(genzoo.pipeline(task), GANPipeline)
+        kind = EBMInpaintPipeline if task == "image-inpainting" else GANPipeline
+        assert type(genzoo.pipeline(task)) is kind
     assert asked == [loading.TASKS[task] for task in tasks]
 
 

@@ -28,6 +28,7 @@ from .gan import (
 from .jose import JoseConfig, JoseModel, SphericalSGD
 
 if TYPE_CHECKING:
+    from .ebm.pipeline_ebm import EBMInpaintPipeline, EBMPipeline
     from .ebm.scheduling_langevin import LangevinScheduler
     from .gan.pipeline_gan import GANPipeline
     from .jose.vectors import JoseVectors
@@ -45,6 +46,8 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "EBMConfig",
+    "EBMInpaintPipeline",
+    "EBMPipeline",
     "EnergyModel",
     "FeatureNetConfig",
     "FeatureNetForImageClassification",
@@ -63,6 +66,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "EBMInpaintPipeline": ".ebm.pipeline_ebm",
+    "EBMPipeline": ".ebm.pipeline_ebm",
     "GANPipeline": ".gan.pipeline_gan",
     "JoseVectors": ".jose.vectors",
     "LangevinScheduler": ".ebm.scheduling_langevin",

@@ -22,6 +22,9 @@ from transformers.utils import logging
 from . import cards, hub, loading
 from .runtime import OtherRunError, update_results
 
+# What a setting is called on the command line, where it is not called the same.
+OPTIONS = {"feature_network": "features", "num_inference_steps": "steps"}
+
 # What wrong input raises: one sentence is all that its user needs.
 EXPECTED = (
     ValueError,
@@ -140,6 +143,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="cut latents off at plus and minus T (default: off)",
     )
+    sample.add_argument(
+        "--steps", type=int, metavar="N", help="of a chain of an energy (default: the checkpoint's)"
+    )
 
     evaluate = command(
         evaluate_command,
@@ -154,6 +160,9 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, metavar="N")
     evaluate.add_argument(
         "--truncation", type=float, metavar="T", help="cut latents off at plus and minus T"
+    )
+    evaluate.add_argument(
+        "--steps", type=int, metavar="N", help="of a chain of an energy (default: the checkpoint's)"
     )
     evaluate.add_argument("--split", metavar="SPLIT", help="of the data (default: test)")
 
@@ -227,7 +236,7 @@ def sample_command(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.model} makes no images; its task is {pipe.task}")
     labels = None
     if options.classes is not None:
-        names = pipe.gan.config.id2label.values()
+        names = pipe.network.config.id2label.values()
         wanted = [
             int(word) if word.isdecimal() and word not in names else word
             for word in options.classes
@@ -235,13 +244,18 @@ def sample_command(options: argparse.Namespace) -> None:
         labels = [
             wanted[index * len(wanted) // options.num_images] for index in range(options.num_images)
         ]
+    settings = {"truncation": options.truncation, "num_inference_steps": options.steps}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for name in settings:
+        if name not in inspect.signature(type(pipe).__call__).parameters:
+            raise ValueError(f"--{OPTIONS.get(name, name)} has no meaning for {options.model}")
     write_grid(
         pipe,
         Path(options.out),
         num_images=options.num_images,
         class_labels=labels,
         seed=options.seed,
-        truncation=options.truncation,
+        **settings,
     )
 
 
@@ -259,6 +273,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         num_images=options.num_images,
         seed=options.seed,
         truncation=options.truncation,
+        num_inference_steps=options.steps,
     )
     show_measurements(rows)
 
@@ -344,14 +359,17 @@ def measure(
     results = loading.read_json(folder / "results.json")
     recipe = loading.find_recipe(results.get("recipe", ""))
     evaluate = loading.room_of(recipe).evaluate
-    network = features or getattr(recipe(), "feature_network", None)
+    asked = recipe()
+    network = features or getattr(asked, "feature_network", None)
     if network is not None:
         is_folder = network != "inception"
         settings["feature_network"] = loading.find_checkpoint(network) if is_folder else network
+    if getattr(asked, "companion", None) is not None:
+        settings["companion"] = loading.find_checkpoint(asked.companion)
     settings = {name: value for name, value in settings.items() if value is not None}
     for name in settings:
         if name not in inspect.signature(evaluate).parameters:
-            option = {"feature_network": "features"}.get(name, name).replace("_", "-")
+            option = OPTIONS.get(name, name).replace("_", "-")
             raise ValueError(f"--{option} has no meaning in the evaluation of {results['recipe']}")
 
     rows = evaluate(folder, data, **settings)
@@ -372,6 +390,8 @@ def measured_as(row: dict[str, Any]) -> tuple:
         "num_generated",
         "feature_network",
         "truncation",
+        "num_inference_steps",
+        "chain_start",
         "num_repeats",
         "judge",
         "guidance_scale",

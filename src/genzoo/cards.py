@@ -46,6 +46,16 @@ METRICS = {
     "recall": ("Recall", "↑"),
     "class_accuracy": ("Class accuracy", "↑"),
     "accuracy": ("Accuracy", "↑"),
+    "energy_accuracy": ("Accuracy of the lowest energy", "↑"),
+    "auroc": ("AUROC of the energy, the second data set against the first", "↑"),
+    "auroc_noise": ("AUROC of the energy, uniform noise against the data", "↑"),
+    "inpainting_mse": ("Squared error in missing pixels", "↓"),
+    "inpainting_accuracy": ("Class accuracy of completions", "↑"),
+    "both_accuracy": ("Digit and color both right", "↑"),
+    "digit_accuracy": ("Digit right", "↑"),
+    "color_accuracy": ("Color right", "↑"),
+    "log_likelihood_lower": ("Log-likelihood, lower bound", "↑"),
+    "log_likelihood_upper": ("Log-likelihood, upper bound", "↑"),
     "spearman": ("Spearman", "↑"),
     "analogy_accuracy": ("Analogy accuracy", "↑"),
     "knn_f1_macro": ("k-NN F1, macro", "↑"),
@@ -153,6 +163,8 @@ class _ImageMeasurement(_Measurement):
     feature_network: str | None
     feature_network_sha256: str | None
     truncation: float | None
+    num_inference_steps: int | None = None
+    chain_start: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -475,13 +487,15 @@ def results_table(rows: Iterable[dict[str, Any]]) -> list[list[str]]:
 def _table(rows: Sequence[_Measurement]) -> list[list[str]]:
     """The header and the cells; a column about which no row says anything is left out."""
     of_images = [row if isinstance(row, _ImageMeasurement) else None for row in rows]
+    has_chains = any(row and _chain(row) for row in of_images)
     columns = {
         "metric": [_label(row) for row in rows],
         "value": [_spread(row.value, row.std) for row in rows],
         "data": [f"{row.dataset}, {row.split}" for row in rows],
         "real / generated images": [row and _num_images(row) for row in of_images],
         "feature network": [row and _judge(row) for row in of_images],
-        "truncation": [row and _truncation(row) for row in of_images],
+        "truncation": [row and _truncation(row) for row in of_images] if not has_chains else [],
+        "steps of a chain": [row and _chain(row) for row in of_images],
         "guidance": [
             None if row.guidance_scale is None else f"{row.guidance_scale:g}" for row in rows
         ],
@@ -513,6 +527,12 @@ def _judge(row: _ImageMeasurement) -> str:
 
 def _truncation(row: _ImageMeasurement) -> str:
     return "off" if row.truncation is None else f"{row.truncation:g}"
+
+
+def _chain(row: _ImageMeasurement) -> str | None:
+    if row.num_inference_steps is None:
+        return None
+    return f"{row.num_inference_steps:,} from {row.chain_start or 'noise'}"
 
 
 def _markdown(table: Iterable[Sequence[str]]) -> list[str]:
@@ -593,6 +613,8 @@ def _model_index_entry(row: _Measurement, task: str) -> EvalResult:
         "feature_network",
         "feature_network_sha256",
         "truncation",
+        "num_inference_steps",
+        "chain_start",
         "num_items",
         "coverage",
         "num_repeats",
@@ -637,7 +659,9 @@ def _eval_result_entry(row: _Measurement) -> EvalResultEntry:
         notes.append(f"guidance scale {row.guidance_scale:g}")
     if row.std is not None:
         notes.append(f"standard deviation {_rounded(row.std, row.std)}")
-    if images:
+    if images and _chain(images):
+        notes.append(f"steps of a chain {_chain(images)}")
+    elif images:
         notes.append(f"truncation {_truncation(images)}")
     notes.append(f"seed {row.seed}")
     return EvalResultEntry(

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from diffusers import SchedulerMixin
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
@@ -194,9 +195,15 @@ def stage(folder: Path, repository: str, target: Path) -> dict[str, str]:
         module = importlib.import_module(loading.PIPELINES[pipeline_class][0])
         _write_code(module, target)
         index["_class_name"] = [module.__name__.rpartition(".")[2], pipeline_class]
+        classes = getattr(module, pipeline_class).auto_classes
         for name, value in index.items():
-            is_component = isinstance(value, list) and not name.startswith("_")
-            if is_component and value[-1] is not None:
+            if not isinstance(value, list) or name.startswith("_") or value[-1] is None:
+                continue
+            if issubclass(classes[name], SchedulerMixin):
+                code = sys.modules[classes[name].__module__]
+                _write_code(code, target / name)
+                index[name] = [code.__name__.rpartition(".")[2], classes[name].__name__]
+            else:
                 models[name], index[name] = add_code(target, name)
         _write_json(index_path, index)
     else:
@@ -446,6 +453,8 @@ def run_everything(
                 raise ValueError(f"the weights in {where} do not fit the model: {', '.join(wrong)}")
             with torch.no_grad():
                 result = model.eval()(**model.dummy_inputs)
+            if isinstance(result, torch.Tensor):
+                result = {"output": result}
             for name, value in result.items():
                 if isinstance(value, torch.Tensor):
                     outputs[f"{place}.{variant or ''}.{name}"] = value.contiguous()

@@ -24,20 +24,27 @@ from .downloads import HUB_OPTIONS, fetch
 NAMESPACE = "genzoo"
 """The owner of the zoo's repositories on the Hub."""
 
-ROOMS = ("gan", "features", "jose", "conditional_text")
+ROOMS = ("gan", "features", "jose", "conditional_text", "ebm")
 """The packages of genzoo that have a recipes.py."""
 
 TASKS = {
     "class-to-image": "selfmod-gan-fashion-mnist",
     "unconditional-image-generation": "dcgan-fashion-mnist",
+    "image-inpainting": "igebm-mnist",
     "conditional-text-generation": "conditional-bert-zh-sentiment",
 }
 """The tasks that transformers does not have, and the checkpoint for each when none is named."""
 
 PIPELINES = {
     "GANPipeline": ("genzoo.gan.pipeline_gan", "gan"),
+    "EBMPipeline": ("genzoo.ebm.pipeline_ebm", "ebm"),
 }
 """The class that a model_index.json names: its module, and the component that has the classes."""
+
+SIBLINGS = {
+    ("EBMPipeline", "image-inpainting"): "EBMInpaintPipeline",
+}
+"""A class that model_index.json names, and a task -> the class beside it that does the task."""
 
 TEXT_PIPELINES = {
     "conditional-text-generation": ("genzoo.conditional_text.pipeline_conditional_text_generation"),
@@ -208,7 +215,8 @@ def tasks_of(folder: Path) -> list[str]:
     config = read_json(folder / PIPELINES[class_name][1] / "config.json")
     # Without labels, a labelled model draws its classes at random.
     labelled = ["class-to-image"] if config.get("num_classes") else []
-    return [*labelled, "unconditional-image-generation"]
+    others = [task for owner, task in SIBLINGS if owner == class_name]
+    return [*labelled, "unconditional-image-generation", *others]
 
 
 def _pipeline_class(folder: Path) -> str | None:
@@ -306,8 +314,9 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
 
     | task | given to | model when none is named |
     | --- | --- | --- |
-    | class-to-image | GANPipeline | selfmod-gan-fashion-mnist |
-    | unconditional-image-generation | GANPipeline | dcgan-fashion-mnist |
+    | class-to-image | GANPipeline, EBMPipeline | selfmod-gan-fashion-mnist |
+    | unconditional-image-generation | the same | dcgan-fashion-mnist |
+    | image-inpainting | EBMInpaintPipeline | igebm-mnist |
     | conditional-text-generation | transformers.pipeline | conditional-bert-zh-sentiment |
     | any task of transformers | transformers.pipeline, genzoo's models registered | transformers' |
 
@@ -354,7 +363,7 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
         if folder is not None:
             tasks = tasks_of(folder)
             if tasks and (task is None or task in tasks):
-                return _load_own(folder, model, kwargs)
+                return _load_own(folder, model, task, kwargs)
             if tasks:
                 raise ValueError(f"{model} cannot do {task}; it can do {' and '.join(tasks)}")
             if task in TEXT_PIPELINES and not hasattr(config_of(folder), "condition_size"):
@@ -389,10 +398,13 @@ def pipeline(task: str | None = None, model: Any = None, **kwargs: Any) -> Any:
     return transformers_pipeline(task, model=model, **kwargs)  # pyright: ignore
 
 
-def _load_own(folder: Path, model: str | os.PathLike, kwargs: dict[str, Any]) -> Any:
+def _load_own(
+    folder: Path, model: str | os.PathLike, task: str | None, kwargs: dict[str, Any]
+) -> Any:
     class_name = _pipeline_class(folder)
     assert class_name is not None, "tasks_of found it"
-    pipeline_class = getattr(importlib.import_module(PIPELINES[class_name][0]), class_name)
+    module = importlib.import_module(PIPELINES[class_name][0])
+    pipeline_class = getattr(module, SIBLINGS.get((class_name, task or ""), class_name))
     kwargs = dict(kwargs)
     device = kwargs.pop("device", None)
     pipe = pipeline_class.from_pretrained(model, **kwargs)

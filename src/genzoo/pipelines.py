@@ -28,9 +28,12 @@ class ZooPipeline(DiffusionPipeline):
         auto_classes: Name of each component -> the Auto class that finds it, or the class of a
             scheduler. The first one is needed; the others are so unless `_optional_components` has
             them.
+        saved_as: The class that `model_index.json` names, where it is another one of the file: a
+            checkpoint that several classes open is saved as the first of them.
     """
 
     auto_classes: ClassVar[dict[str, Any]]
+    saved_as: ClassVar[str | None] = None
 
     @classmethod
     def from_pretrained(
@@ -105,7 +108,7 @@ class ZooPipeline(DiffusionPipeline):
         # Pairs [file, class], which diffusers can load where genzoo is missing, given the code.
         file = type(self).__module__.rpartition(".")[2]
         index: dict[str, Any] = {
-            "_class_name": [file, type(self).__name__],
+            "_class_name": [file, self.saved_as or type(self).__name__],
             "_diffusers_version": diffusers_version,
         }
         for name, component in self.components.items():

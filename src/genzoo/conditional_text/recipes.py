@@ -115,7 +115,7 @@ def unilm_bert_couplets() -> TextRecipe:
         base="bert-zh-mini",
         max_tokens=4_500,
         max_length=24,
-        num_steps=8_000,
+        num_steps=4_000,
         batch_size=128,
         learning_rate=1e-3,
     )

@@ -227,8 +227,10 @@ class EBMInpaintPipeline(EBMPipeline):
     """Fills in what is missing in images, by Langevin dynamics over an energy.
 
     Chains begin with uniform noise in the missing pixels; the others stay as they are (Du and
-    Mordatch, 2019, Section 4.2).
+    Mordatch, 2019, Section 4.2). What it opens and saves is the checkpoint of an `EBMPipeline`.
     """
+
+    saved_as = "EBMPipeline"
 
     @torch.no_grad()
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs

@@ -44,6 +44,9 @@ class EBMRecipe:
         name: The checkpoint's name.
         model: Architecture. Where it has classes, the training data's labels decide which.
         data: Hub id of the training data.
+        prepare: What is done to the data first, if anything.
+        outlier_data: Hub id of data that the energy is to tell from its own, when it is measured.
+        companion: Name of the checkpoint that it is composed with, when it is measured.
         feature_network: Name of the checkpoint through which the metrics look.
         scheduler: How chains go, in training and in the pipeline that is published.
         loss: Objective, from losses.py: of the energies of data and of the ends of chains.
@@ -66,12 +69,16 @@ class EBMRecipe:
         seed: Of the weights, the order of the images and all noise.
         log_every: Steps between entries of the log, where the alarms are looked at.
         save_every: Steps between checkpoints.
-        sample_every: Steps between grids of what is in the buffer; 0 means none.
+        sample_every: Steps between pictures of what chains make of noise; 0 means none.
+        num_columns: Images in a row of a picture; it has as many rows, or one for each class.
     """
 
     name: str
     model: EBMConfig
     data: str
+    prepare: Callable[[ImageDataset], ImageDataset] | None = None
+    outlier_data: str | None = None
+    companion: str | None = None
     feature_network: str
     scheduler: LangevinScheduler
     loss: Callable[[Tensor, Tensor], Tensor] = igebm
@@ -92,6 +99,7 @@ class EBMRecipe:
     log_every: int = 50
     save_every: int = 250
     sample_every: int = 500
+    num_columns: int = 8
 
     def __post_init__(self):
         at_least_one = ("num_steps", "num_chain_steps", "batch_size", "log_every", "save_every")
@@ -114,12 +122,14 @@ class EBMRecipe:
         """The same recipe, two steps long."""
         return dataclasses.replace(
             self,
+            scheduler=LangevinScheduler.from_config(self.scheduler.config, num_inference_steps=2),
             num_steps=2,
             num_chain_steps=2,
             batch_size=2,
             buffer_size=8,
             save_every=1,
             sample_every=2,
+            num_columns=1,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -127,7 +137,8 @@ class EBMRecipe:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         chains = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
         values |= {"model": self.model.to_diff_dict(), "scheduler": chains}
-        return values | {"loss": self.loss.__name__}
+        prepare = None if self.prepare is None else self.prepare.__name__
+        return values | {"loss": self.loss.__name__, "prepare": prepare}
 
 
 def train_ebm(
@@ -187,6 +198,8 @@ def train_ebm(
         dataset = load_images(
             source, image_size=config.image_size, num_channels=config.num_channels
         )
+    if recipe.prepare is not None:
+        dataset = recipe.prepare(dataset)
     model = build(recipe, dataset, start_from)
     config = model.config
     run.begin()
@@ -293,6 +306,10 @@ def train_ebm(
         plain_model.train().requires_grad_(True)
 
         both = None if labels is None else torch.cat([labels, negative_labels])  # pyright: ignore
+        if config.dropout:  # it draws from the global source
+            torch.manual_seed(
+                generator_for(recipe.seed, step, 6, rank, num_restarts).initial_seed()
+            )
         energies = model(torch.cat([positive, negative]), both)
         positive_energies, negative_energies = energies.chunk(2)
         loss = recipe.loss(positive_energies, negative_energies)
@@ -358,7 +375,7 @@ def train_ebm(
     progress.close()
     if accelerator.is_main_process:
         settle(averaged)
-        export(averaged, recipe.scheduler, run.folder, output_dir)
+        export(averaged, recipe, run.folder, output_dir)
         update_results(
             output_dir,
             # Other data or another start make another checkpoint, which is called as its folder.
@@ -462,13 +479,14 @@ def preview(model: EnergyModel, recipe: EBMRecipe) -> Any:
     pipe = EBMPipeline(model, recipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe.grid(
-        40, 10, generator=generator_for(recipe.seed), num_inference_steps=recipe.num_chain_steps
+        recipe.num_columns**2,
+        recipe.num_columns,
+        generator=generator_for(recipe.seed),
+        num_inference_steps=recipe.num_chain_steps,
     )
 
 
-def export(
-    model: EnergyModel, scheduler: LangevinScheduler, run_folder: Path, output_dir: Path
-) -> None:
+def export(model: EnergyModel, recipe: EBMRecipe, run_folder: Path, output_dir: Path) -> None:
     """Puts a finished pipeline into `output_dir`, its weights in float16.
 
     `model_index.json` comes last, when all else is there.
@@ -478,12 +496,13 @@ def export(
     """
     partial = run_folder / "export"
     shutil.rmtree(partial, ignore_errors=True)
-    EBMPipeline(model, scheduler).save_pretrained(partial)
+    EBMPipeline(model, recipe.scheduler).save_pretrained(partial)
     model.save_pretrained(partial / "ebm", state_dict=half_precision(model))
     pipe = EBMPipeline.from_pretrained(partial)
     pipe.set_progress_bar_config(disable=True)
     (partial / "samples").mkdir()
-    pipe.grid(80, 10, generator=generator_for(0)).save(partial / "samples" / "grid.png")
+    picture = pipe.grid(recipe.num_columns**2, recipe.num_columns, generator=generator_for(0))
+    picture.save(partial / "samples" / "grid.png")
     for name in ("ebm", "scheduler", "samples", "model_index.json"):
         move_atomically(partial / name, output_dir / name)
     partial.rmdir()

@@ -1,6 +1,5 @@
 """How good a trained feature network is, on images that it has not seen."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from ..data import ImageDataset, load_images
 from ..evaluation.images import conditional_accuracy, extract_features
+from ..evaluation.pipelines import trained_on
 from ..runtime import command, hardware, versions
 from .modeling_feature_net import FeatureNetForImageClassification
 
@@ -42,11 +42,7 @@ def evaluate_feature_net(
     model = FeatureNetForImageClassification.from_pretrained(folder, dtype=torch.float32)
     config = model.config
     if dataset is None:
-        results = folder / "results.json"
-        training = json.loads(results.read_text()).get("training") if results.exists() else None
-        if training is None:
-            raise FileNotFoundError(f"{folder} does not say what it was trained on: pass the data")
-        dataset = training["dataset"]
+        dataset = trained_on(folder)
     if not isinstance(dataset, ImageDataset):
         dataset = load_images(
             str(dataset),

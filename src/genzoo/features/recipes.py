@@ -17,6 +17,16 @@ def feature_net_digits() -> FeatureNetRecipe:
     )
 
 
+def feature_net_mnist() -> FeatureNetRecipe:
+    """FeatureNet on MNIST: a few minutes on two CPU cores."""
+    return FeatureNetRecipe(
+        name="feature-net-mnist",
+        model=FeatureNetConfig(hidden_sizes=[16, 32, 64], num_blocks=[1, 1, 1]),
+        data="ylecun/mnist",
+        num_steps=1500,
+    )
+
+
 def feature_net_fashion_mnist() -> FeatureNetRecipe:
     """FeatureNet on Fashion-MNIST: under an hour on two busy CPU cores; scores are in the card."""
     return FeatureNetRecipe(

@@ -1,0 +1,142 @@
+"""The energies that are published: one function for each checkpoint."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..data import ImageDataset
+from .colors import COLORS, colors_of_digits, digits_in_colors
+from .evaluation import evaluate_energy
+from .modeling_ebm import EBMConfig
+from .scheduling_langevin import LangevinScheduler
+from .training import EBMRecipe
+from .training import train_ebm as train  # noqa: F401 - for the command line
+
+MNIST, FASHION_MNIST = "ylecun/mnist", "zalando-datasets/fashion_mnist"
+
+
+def evaluate(
+    folder: str | Path,
+    dataset: ImageDataset | str | Path | None = None,
+    *,
+    feature_network: str | Path,
+    companion: str | Path | None = None,
+    split: str = "test",
+    num_images: int | None = None,
+    seed: int = 0,
+    num_inference_steps: int | None = None,
+) -> list[dict[str, Any]]:
+    """Measures the checkpoint in a folder, which says by which recipe it was trained."""
+    name = json.loads((Path(folder) / "results.json").read_text())["recipe"]
+    return evaluate_energy(
+        globals()[name.replace("-", "_")](),
+        folder,
+        dataset,
+        feature_network=feature_network,
+        companion=companion,
+        split=split,
+        num_images=num_images,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+    )
+
+
+def _chains(num_inference_steps: int) -> LangevinScheduler:
+    """The paper's constants, for pixels in [-1, 1]."""
+    return LangevinScheduler(
+        step_size=80.0,
+        noise_std=0.01,
+        gradient_clip=0.005,
+        clamp=[-1.0, 1.0],
+        noise_first=True,
+        num_inference_steps=num_inference_steps,
+    )
+
+
+def _small(num_channels: int, num_classes: int = 10) -> EBMConfig:
+    return EBMConfig(
+        image_size=28,
+        num_channels=num_channels,
+        num_classes=num_classes,
+        channels=[8, 16, 32, 64],
+        downsamples=[True, True, True],
+    )
+
+
+def igebm_mnist() -> EBMRecipe:
+    """An energy of handwritten digits, by class, for two CPU cores."""
+    return EBMRecipe(
+        name="igebm-mnist",
+        model=_small(1),
+        data=MNIST,
+        outlier_data=FASHION_MNIST,
+        feature_network="feature-net-mnist",
+        scheduler=_chains(300),
+        num_steps=3_000,
+        num_chain_steps=20,
+        learning_rate=1e-3,
+        ema_decay=0.99,
+    )
+
+
+def igebm_fashion_mnist() -> EBMRecipe:
+    """An energy of clothes, by class, for two CPU cores."""
+    return replace(
+        igebm_mnist(),
+        name="igebm-fashion-mnist",
+        data=FASHION_MNIST,
+        outlier_data=MNIST,
+        feature_network="feature-net-fashion-mnist",
+    )
+
+
+def igebm_colour_digits() -> EBMRecipe:
+    """An energy of digits in colors, by digit; it is composed with one by color."""
+    return replace(
+        igebm_mnist(),
+        name="igebm-colour-digits",
+        model=_small(3),
+        prepare=digits_in_colors,
+        companion="igebm-digit-colours",
+        outlier_data=None,
+        num_steps=2_000,
+    )
+
+
+def igebm_digit_colours() -> EBMRecipe:
+    """An energy of digits in colors, by color; it is composed with one by digit."""
+    return replace(
+        igebm_colour_digits(),
+        name="igebm-digit-colours",
+        model=_small(3, len(COLORS)),
+        prepare=colors_of_digits,
+        companion="igebm-colour-digits",
+    )
+
+
+def igebm_cifar10() -> EBMRecipe:
+    """IGEBM on CIFAR-10 as in the paper, unconditional, for one GPU."""
+    return EBMRecipe(
+        name="igebm-cifar10",
+        model=EBMConfig(backbone="large", dropout=0.5),
+        data="uoft-cs/cifar10",
+        feature_network="inception",
+        scheduler=_chains(2_000),
+        num_steps=120_000,
+        batch_size=128,
+        learning_rate=3e-4,
+        random_flip=True,
+        save_every=1_000,
+        sample_every=2_000,
+    )
+
+
+def igebm_cifar10_conditional() -> EBMRecipe:
+    """IGEBM on CIFAR-10 as in the paper, by class, for one GPU."""
+    return replace(
+        igebm_cifar10(),
+        name="igebm-cifar10-conditional",
+        model=EBMConfig(backbone="resnet32", num_classes=10),
+        num_steps=75_000,
+    )

@@ -1,0 +1,139 @@
+"""What a Langevin step and a step of training cost beside the bare network: `make bench`.
+
+Each pair is measured in turns in one run, and the ratio of the medians counts.
+"""
+
+import gc
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from genzoo import EBMConfig, EnergyModel, LangevinScheduler
+from genzoo.ebm.losses import igebm
+
+BATCH_SIZE = 64
+NUM_CHAIN_STEPS = 60
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LEAST_SPEED_UP = {"cpu": 1.2, "cuda": 1.5}[DEVICE]
+
+CHAINS = LangevinScheduler(
+    step_size=80.0, noise_std=0.01, gradient_clip=0.005, clamp=[-1, 1], noise_first=True
+)
+
+
+def report(what: str, value: str) -> None:
+    sys.stdout.write(f"\nenergies: {what}: {value}")
+
+
+def seconds_of(*runs: Callable[[], object], repeats: int) -> list[float]:
+    """The median of each, all of them measured in turns."""
+    for run in runs:
+        run()
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, measured in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            measured.append(time.perf_counter() - start)
+    return [statistics.median(measured) for measured in times]
+
+
+@pytest.fixture
+def model() -> EnergyModel:
+    torch.manual_seed(0)
+    config = EBMConfig(image_size=28, num_channels=1, num_classes=10, backbone="small")
+    return EnergyModel(config).to(DEVICE)
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.rand(BATCH_SIZE, 1, 28, 28, device=DEVICE) * 2 - 1
+    return images, torch.arange(BATCH_SIZE, device=DEVICE) % 10
+
+
+@pytest.mark.slow
+def test_a_step_of_a_chain_costs_little_more_than_its_gradient(model, batch):
+    images, labels = batch
+    model.eval().requires_grad_(False)
+
+    def bare() -> None:
+        for _ in range(10):
+            x = images.detach().requires_grad_()
+            torch.autograd.grad(model(x, labels).sum(), x)
+
+    @torch.no_grad()
+    def chain() -> None:
+        CHAINS.chain(lambda x: model.score(x, labels), images, 10)
+
+    bare_seconds, chain_seconds = seconds_of(bare, chain, repeats=7)
+    ratio = chain_seconds / bare_seconds
+    report("a Langevin step over a bare forward and input gradient", f"{ratio:.3f}")
+    assert ratio <= 1.15
+
+
+@pytest.mark.slow
+def test_a_step_of_training_beats_the_naive_loop(model, batch):
+    """The naive loop calls backward on the summed energy, and so has the gradients of the weights
+    computed at every step of a chain, as igebm-pytorch's does."""
+    images, labels = batch
+    start = torch.rand_like(images) * 2 - 1
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, (0.0, 0.999))
+    both = labels.repeat(2)
+
+    def learn(negative: torch.Tensor) -> None:
+        positive_energies, negative_energies = model(torch.cat([images, negative]), both).chunk(2)
+        optimizer.zero_grad()
+        igebm(positive_energies, negative_energies).backward()
+        optimizer.step()
+
+    def naive() -> None:
+        model.train()
+        x = start.clone().requires_grad_()
+        for _ in range(NUM_CHAIN_STEPS):
+            x.data.add_(torch.randn_like(x), alpha=0.01)
+            model(x, labels).sum().backward()
+            x.data.add_(x.grad.data.clamp_(-0.005, 0.005), alpha=-40)
+            x.grad.detach_()
+            x.grad.zero_()
+            x.data.clamp_(-1, 1)
+        learn(x.detach())
+
+    def own() -> None:
+        model.eval().requires_grad_(False)
+        with torch.no_grad():
+            x = CHAINS.chain(lambda x: model.score(x, labels), start, NUM_CHAIN_STEPS)
+        model.train().requires_grad_(True)
+        learn(x)
+
+    naive_seconds, own_seconds = seconds_of(naive, own, repeats=3)
+    ratio = naive_seconds / own_seconds
+    report("a step of training against the naive loop's", f"{ratio:.2f} times as fast")
+    assert ratio >= LEAST_SPEED_UP
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps(model, batch):
+    images, labels = batch
+    model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def grown_by(num_steps: int) -> int:
+        gc.collect()
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            CHAINS.chain(lambda x: model.score(x, labels), images, num_steps)
+            return torch.cuda.max_memory_allocated()
+        CHAINS.chain(lambda x: model.score(x, labels), images, num_steps)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    few = grown_by(10)
+    many = grown_by(200)
+    report("peak memory of 200 steps over that of 10", f"{many / few:.3f}")
+    assert many - few < 32 * 2**20
