@@ -50,6 +50,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 
 from genzoo.conditional_text import ConditionalBertConfig, ConditionalBertLMHeadModel
+from genzoo.conditional_text.modeling_conditional_bert import unwanted_tokens
 from genzoo.conditional_text.tokenization import with_ends
 
 logger = logging.getLogger("genzoo.conversion")
@@ -433,6 +434,7 @@ def convert(
     )
     if isinstance(model, ConditionalBertLMHeadModel):
         # It begins a text that shall go on, and puts no blanks between Chinese characters.
+        model.generation_config.suppress_tokens = unwanted_tokens(tokenizer)
         is_causal = model.config.attention_pattern == "causal"
         tokenizer = with_ends(tokenizer, adds_end=not is_causal)
         tokenizer.model_max_length = model.config.max_position_embeddings

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload
 from huggingface_hub.errors import (
     StrictDataclassClassValidationError,
     StrictDataclassFieldValidationError,
@@ -574,6 +575,24 @@ def test_trained_maps_survive_save_and_load(tmp_path):
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
+def test_classes_keep_their_embeddings_by_name(tmp_path):
+    """In another order, or some of them with others; the number alone changes nothing."""
+    old = language_model(class_names=["a", "b", "c"])
+    old.save_pretrained(tmp_path)
+    rows = old.bert.class_embeddings.weight
+    model = ConditionalBertLMHeadModel.from_bert(str(tmp_path), class_names=["c", "x", "a"])
+    found = model.bert.class_embeddings.weight
+    assert torch.equal(found[0], rows[2]) and torch.equal(found[2], rows[0])
+    assert not torch.isclose(found[1], rows).all(dim=1).any() and found[1].abs().max() > 0.01
+    same = ConditionalBertLMHeadModel.from_bert(str(tmp_path), num_classes=3)
+    assert same.config.class_names == ["a", "b", "c"]
+    assert torch.equal(same.bert.class_embeddings.weight, rows)
+
+
+def test_names_say_how_many_classes_there_are():
+    assert ConditionalBertConfig(class_names=["a", "b"]).num_classes == 2
+
+
 def test_class_names_reach_the_config(tmp_path):
     plain_bert(BertForMaskedLM, tmp_path)
     names = ["neg", "pos"]
@@ -750,6 +769,35 @@ def test_modulations_may_be_given_in_the_place_of_conditions():
     assert modulations.shape == (2, 6, 1, 2, 16)
     expected = model(ids, class_labels=LABELS).logits
     assert torch.equal(model(ids, modulations=modulations).logits, expected)
+
+
+def test_offloaded_weights_come_when_they_are_wanted():
+    """accelerate hooks modules: whatever reads a weight does so inside its own module."""
+    model = language_model(**BOTTLENECK)
+    ids = tokens(2, 5)
+    expected = model(ids, class_labels=LABELS).logits
+    text = model.generate(ids, class_labels=LABELS, max_new_tokens=4, guidance_scale=2.0)
+    cpu_offload(model)
+    assert all(weight.is_meta for weight in model.parameters())
+    torch.testing.assert_close(model(ids, class_labels=LABELS).logits, expected)
+    found = model.generate(ids, class_labels=LABELS, max_new_tokens=4, guidance_scale=2.0)
+    assert torch.equal(found, text)
+
+
+def test_conditions_are_dropped_once():
+    """While training, the share of texts without a condition is the one that was asked for."""
+    model = language_model(condition_dropout=0.5).train()
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    ids, labels = tokens(1, 4).expand(400, -1), torch.zeros(400, dtype=torch.long)
+    for norm in model.bert.layer_norms():
+        nn.init.normal_(norm.shift.weight)
+    torch.manual_seed(0)
+    logits = model(ids, class_labels=labels).logits[:, 0]
+    without = model(ids[:1], condition_embeds=torch.zeros(1, 6)).logits[0, 0]
+    is_dropped = (logits - without).abs().amax(dim=1) < 1e-4
+    assert 0.4 < is_dropped.double().mean() < 0.6
 
 
 def test_a_condition_for_each_token():
@@ -1247,11 +1295,13 @@ def test_the_condition_is_computed_once():
     for each in maps_of(model):
         each.register_forward_hook(lambda *_: calls.append(1))
     counts = {}
-    for way in ({}, {"num_beams": 3}, {"use_cache": False}):
+    guided = {"guidance_scale": 2.0}
+    for way in ({}, {"num_beams": 3}, {"use_cache": False}, guided, guided | {"num_beams": 3}):
         for steps in (1, 10):
             calls.clear()
             model.generate(class_labels=THREE, max_new_tokens=steps, **way)
-            counts[steps, *way] = len(calls)
+            # With guidance once more, for no condition.
+            counts[steps, *way] = len(calls) / (2 if "guidance_scale" in way else 1)
     assert {*counts.values()} == {2 * 6}, counts
 
 
@@ -1414,6 +1464,16 @@ def test_lora_with_the_maps_trains(tmp_path):
 @torch.no_grad()
 def language_model_loss(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     return model.eval()(**inputs).loss.item()
+
+
+def test_guided_outputs_are_those_of_the_condition():
+    model = language_model(attn_implementation="eager")
+    inputs = padded() | {"class_labels": torch.arange(3)}
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    plain, guided = model(**inputs, **wanted), model(**inputs, **wanted, guidance=2.0)
+    for name in ("hidden_states", "attentions"):
+        for one, other in zip(plain[name], guided[name], strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_hidden_states_and_attentions():
@@ -1622,14 +1682,29 @@ def test_conditions_that_do_not_fit(fields, inputs, message, way):
             "must be one of causal, prefix, bidirectional, got 'left'",
         ),
         (
-            {"input_ids": tokens(2, 4), "modulations": torch.zeros(2, 6, 3, 2, 16)},
-            "4 tokens need 4 rows of condition each, got 3",
+            {"input_ids": tokens(2, 4), "modulations": torch.zeros(2, 6, 1, 2, 16)},
+            "modulations stand in the place of class_labels and condition_embeds",
         ),
     ],
 )
 def test_texts_that_do_not_fit(inputs, message):
     with pytest.raises(ValueError, match=message):
         language_model()(class_labels=LABELS, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 6, 3, 2, 16), "4 tokens need 4 rows of condition each, got 3"),
+        ((2, 5, 1, 2, 16), r"modulations must be \(2, 6, 1 \| T, 2, D\), got \(2, 5, "),
+        ((3, 6, 1, 2, 16), r"modulations must be \(2, 6, "),
+        ((2, 7), r"a condition must be \(B, C\)"),
+    ],
+)
+def test_modulations_that_do_not_fit(shape, message):
+    """Those of the base model are not those of the language model."""
+    with pytest.raises(ValueError, match=message):
+        language_model()(tokens(2, 4), modulations=torch.zeros(shape))
 
 
 def test_a_text_is_tokens_or_vectors():

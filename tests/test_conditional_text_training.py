@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from genzoo.conditional_text import (
     ConditionalBertLMHeadModel,
     ConditionalTextTrainer,
     MaskedCollator,
+    PrefixCollator,
     comparison,
     encode,
     training,
@@ -25,7 +27,7 @@ from genzoo.conditional_text import (
 from genzoo.conditional_text import recipes as text_recipes
 from genzoo.conditional_text.evaluation import FormJudge, evaluate_text
 from genzoo.conditional_text.training import MaskedLMTrainer, TextRecipe, load_rows, train_text
-from genzoo.evaluation.text import TfidfJudge
+from genzoo.evaluation.text import TfidfJudge, token_perplexity
 
 GOOD, BAD = "很好喜欢满意干净", "太差失望难吃肮脏"
 SIZES = {
@@ -111,6 +113,7 @@ def test_it_draws_from_all_tokens_that_make_up_95_percent(writer):
 
 def test_a_checkpoint_says_how_it_draws(writer):
     model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    assert model.config.use_cache  # which the Trainer had turned off
     found = model.generation_config
     assert (found.do_sample, found.top_p, found.top_k) == (True, recipe().top_p, 0)
     write = genzoo.pipeline("conditional-text-generation", model=writer)
@@ -135,6 +138,29 @@ def test_the_shapes_of_what_the_pipeline_returns(writer):
     assert len(write(condition=vectors)) == 2 and isinstance(write(condition=vectors[0])[0], dict)
 
 
+def test_a_prompt_comes_back_as_it_was_given(writer, caplog):
+    """Though the model reads none of the capitals, blanks and characters that it does not know."""
+    write = genzoo.pipeline(model=writer)
+    prompt = "这 ABC🏨很"
+    text, other = (one["generated_text"] for one in write("pos", prompt, num_return_sequences=2))
+    assert text.startswith(prompt) and other.startswith(prompt)
+    assert any("does not know all of a prompt" in record.message for record in caplog.records)
+    assert len(text) > len(prompt)
+
+
+def test_the_attention_pattern_of_a_call(writer):
+    """The prefix pattern ends the prompt, and gives the answer alone."""
+    write = genzoo.pipeline(model=writer)
+    model, tokenizer = write.model, write.tokenizer
+    settings = {"attention_pattern": "prefix", "do_sample": False, "max_new_tokens": 6}
+    (found,) = write("pos", "这很好", **settings)
+    ids = tokenizer("这很好", add_special_tokens=False).input_ids
+    prompt = torch.tensor([[tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]])
+    tokens = model.generate(prompt, class_labels=torch.tensor([1]), **settings)
+    expected = tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
+    assert found["generated_text"] == expected.replace(" ", "")
+
+
 def test_batches_do_not_change_what_is_most_probable(writer):
     write = genzoo.pipeline(model=writer)
     labels, prompts = ["neg", "pos", "pos"], ["这", "", "这很好"]
@@ -157,14 +183,18 @@ def test_ends_of_an_interpolation_are_the_classes(writer):
 
 
 def test_guidance_makes_the_class_plainer(writer):
+    _, tokenizer = rows_and_tokenizer(writer)
     model = ConditionalBertLMHeadModel.from_pretrained(writer)
-    tokens = torch.tensor([[2]])
-    labels = torch.tensor([1])
+    # Between the classes, where there is room: a condition that is mostly none.
+    tokens = torch.tensor([[tokenizer.cls_token_id, *tokenizer.convert_tokens_to_ids(["这"])]])
+    condition = 0.1 * model.bert.class_embeddings.weight[1:].detach()
     plain, guided = (
-        F.softmax(model(tokens, class_labels=labels, guidance=scale).logits[0, -1], -1)
+        F.softmax(model(tokens, condition_embeds=condition, guidance=scale).logits[0, -1], -1)
         for scale in (1.0, 3.0)
     )
-    assert not torch.allclose(plain, guided)
+    good = tokenizer.convert_tokens_to_ids([*GOOD])
+    assert plain[good].sum() < 0.95
+    assert guided[good].sum() > plain[good].sum() + 0.02
 
 
 @pytest.mark.parametrize(
@@ -303,6 +333,28 @@ def test_new_weights_learn_at_a_rate_of_their_own(writer, tmp_path):
     trainer.train()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_rate_of_their_own_under_peft(writer, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    config = peft.LoraConfig(
+        r=2, target_modules=["query", "scale"], modules_to_save=["shift", "class_embeddings"]
+    )
+    trainer = ConditionalTextTrainer(
+        peft.get_peft_model(model, config), arguments(tmp_path), condition_learning_rate=1e-2
+    )
+    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    for group in trainer.create_optimizer().param_groups:
+        for weight in group["params"]:
+            name = names[id(weight)]
+            is_new = "scale" in name or "shift" in name or "class_" in name
+            assert (group["lr"] == 1e-2) == is_new, name
+    plain = BertForMaskedLM(BertConfig(**SIZES, vocab_size=9))
+    trainer = ConditionalTextTrainer(plain, arguments(tmp_path), condition_learning_rate=1e-2)
+    with pytest.raises(ValueError, match="there are no new weights to learn"):
+        trainer.create_optimizer()
+
+
 def test_a_rate_of_their_own_is_the_bottleneck_s_too(tmp_path):
     config = ConditionalBertConfig(**SIZES, vocab_size=9, condition_size=3, bottleneck_size=2)
     model = ConditionalBertLMHeadModel(config)
@@ -333,7 +385,56 @@ def test_vectors_in_the_place_of_classes_can_be_evaluated(tmp_path, writer):
         data_collator=CausalCollator(tokenizer),
     )
     trainer.train()
-    assert 0 < trainer.evaluate()["eval_loss"] < 10
+    batches = [trainer.data_collator([texts[row] for row in range(16)])]
+    found = token_perplexity(trainer.model.eval(), batches)
+    # In batches of their own sizes, of which the Trainer takes a plain mean.
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(found.perplexity), rel=0.02)
+
+
+def test_the_loss_is_that_of_each_token(tmp_path, writer):
+    """Gradients of two small batches are those of one: every predicted token counts the same."""
+    texts, tokenizer = rows_and_tokenizer(writer)
+    collator = CausalCollator(tokenizer)
+    rows = [texts[row] for row in range(8)]
+    for smoothing in (0.0, 0.2):
+        model = ConditionalBertLMHeadModel.from_pretrained(writer)
+        trainer = ConditionalTextTrainer(
+            model,
+            arguments(tmp_path, label_smoothing_factor=smoothing),
+            train_dataset=texts,
+            data_collator=collator,
+        )
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        model.config.condition_dropout = 0.0
+        halves = [collator(rows[:3]), collator(rows[3:])]
+        _, count = trainer.get_batch_samples(iter(halves), 2, torch.device("cpu"))
+        whole = collator(rows)
+        assert count == (whole["labels"][:, 1:] != -100).sum()
+        losses = [
+            trainer.compute_loss(model.train(), dict(batch), num_items_in_batch=count)
+            for batch in halves
+        ]
+        inputs = {key: value for key, value in whole.items() if key != "labels"}
+        expected = F.cross_entropy(
+            model(**inputs).logits[:, :-1].flatten(0, 1),
+            whole["labels"][:, 1:].flatten(),
+            label_smoothing=smoothing,
+        )
+        torch.testing.assert_close(sum(losses), expected)
+
+
+@pytest.mark.parametrize("collator", [PrefixCollator, MaskedCollator])
+def test_a_collator_of_another_pattern_is_refused(tmp_path, writer, collator):
+    texts, tokenizer = rows_and_tokenizer(writer)
+    model = ConditionalBertLMHeadModel.from_pretrained(writer)
+    with pytest.raises(
+        ValueError, match=r"is for attention_pattern .*, and the model has 'causal'"
+    ):
+        ConditionalTextTrainer(
+            model, arguments(tmp_path), train_dataset=texts, data_collator=collator(tokenizer)
+        )
 
 
 def test_scores_where_a_word_is_hidden_are_enough(writer, tmp_path):
@@ -508,6 +609,23 @@ def test_data_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="there is no text"):
         train_text(recipe(), [], output_dir=tmp_path / "c")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("text,note\na,b\n", "x.csv has no column 'label', only text, note"),
+        ("text,label\na,pos\n,neg\n", "row 1 of .*x.csv has no text: it is None"),
+        ('text,label\n" ",pos\n', "row 0 of .*x.csv has no text: it is ' '"),
+        ("text,label\na,\n", "row 0 of .*x.csv has no label"),
+        ("text,label\na,good\n", "row 0 is of class 'good'; known are neg, pos"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path, lines, message):
+    (tmp_path / "x.csv").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        train_text(recipe(), tmp_path / "x.csv", output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["poems", "couplets", "reviews", "plain"])

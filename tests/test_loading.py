@@ -1,6 +1,7 @@
 """The two doors: where a checkpoint is found, what a pipeline is made of, and what is said else."""
 
 import importlib
+import inspect
 import json
 import os
 import shutil
@@ -352,6 +353,9 @@ def test_recipes_go_by_their_checkpoints_names(name):
     assert name == function().name == function.__name__.replace("_", "-")
     room = loading.room_of(function)
     assert callable(room.train) and callable(room.evaluate)
+    # The command line asks the signature which of its options have a meaning.
+    kinds = {each.kind for each in inspect.signature(room.evaluate).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
 def test_a_config_says_what_its_model_does():

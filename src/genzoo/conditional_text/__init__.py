@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         encode,
     )
     from .pipeline_conditional_text_generation import ConditionalTextGenerationPipeline
-    from .tokenization import build_tokenizer, tokens_in, trim_tokenizer
+    from .tokenization import build_tokenizer, tokens_in, trim_tokenizer, with_ends
     from .training import ConditionalTextTrainer
 
 AutoConfig.register(ConditionalBertConfig.model_type, ConditionalBertConfig, exist_ok=True)
@@ -69,6 +69,7 @@ __all__ = [
     "encode",
     "tokens_in",
     "trim_tokenizer",
+    "with_ends",
 ]
 
 # What needs more than torch and transformers is imported when it is first asked for.
@@ -85,6 +86,7 @@ _LAZY = {
     "encode": ".collation",
     "tokens_in": ".tokenization",
     "trim_tokenizer": ".tokenization",
+    "with_ends": ".tokenization",
 }
 
 

@@ -138,7 +138,12 @@ class CausalCollator:
 
     Args:
         tokenizer: Whose padding is used.
+
+    Attributes:
+        attention_pattern: That a model must have to learn from the batches.
     """
+
+    attention_pattern = "causal"
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         self.pad: Any = tokenizer.pad_token_id
@@ -161,6 +166,7 @@ class CausalCollator:
             attention_mask[index, : len(tokens)] = 1
             if positions is not None:
                 position_ids[index, : len(tokens)] = positions
+        labels[:, 0] = IGNORED  # nothing predicts it, so that it must not be counted
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if texts[0][1] is not None:
             batch["position_ids"] = position_ids
@@ -199,6 +205,8 @@ class PermutedCollator(CausalCollator):
 class PrefixCollator(CausalCollator):
     """Batches for UniLM's pattern: the target is learned, segment 1, and the source only read."""
 
+    attention_pattern = "prefix"
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """As for `CausalCollator`, with token_type_ids (B, T).
 
@@ -228,6 +236,8 @@ class MaskedCollator(CausalCollator):
         generators: The source of random numbers of each batch; torch's own unless given. Trainers
             ask for batches ahead of time, so that with torch's own a resumed run is another one.
     """
+
+    attention_pattern = "bidirectional"
 
     def __init__(
         self,

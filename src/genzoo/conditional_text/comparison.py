@@ -25,11 +25,12 @@ from ..evaluation.text import TfidfJudge, distinct_n, token_perplexity
 from ..runtime import keep_run, kept_run, update_results, versions
 from .collation import CausalCollator, encode
 from .evaluation import batches_of, tokens_of
+from .modeling_conditional_bert import unwanted_tokens
 from .recipes import conditional_bert_zh_sentiment
 from .training import ConditionalTextTrainer, build, load_rows
 
 SEEDS = (0, 1, 2)
-NUM_STEPS = 600
+NUM_STEPS = 400
 NUM_TEXTS = 500
 NUM_NGRAMS = 10_000
 METRICS = ("perplexity", "class_accuracy", "distinct_3")
@@ -146,8 +147,7 @@ def _measure(reviews: _Reviews, settings: dict[str, Any], seed: int) -> dict[str
     if isinstance(collator, _Placed):
         inputs = {"input_ids": begin} | collator.inputs(begin, labels)
     # What no text has: special tokens, and the tokens that stand for classes.
-    unwanted = sorted({*tokenizer.all_special_ids} - {tokenizer.sep_token_id})
-    unwanted += range(len(tokenizer), model.config.vocab_size)
+    unwanted = [*unwanted_tokens(tokenizer), *range(len(tokenizer), model.config.vocab_size)]
     torch.manual_seed(seed)
     tokens = model.generate(
         **inputs,

@@ -26,7 +26,7 @@ from ..runtime import command, generator_for, hardware, versions
 from .collation import IGNORED, CausalCollator, MaskedCollator, PrefixCollator, encode
 from .corpus import line_lengths
 from .pipeline_conditional_text_generation import TASK, ConditionalTextGenerationPipeline
-from .training import TextRecipe, load_rows
+from .training import TextRecipe, load_rows, words_of
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0)
 """The scales of guidance that control and diversity are measured at."""
@@ -120,6 +120,16 @@ def evaluate_text(
             rows += answer_rows(model, tokenizer, held_out, num_texts, seed)
         else:
             human = load_rows(recipe, dataset)
+            if dataset is not None:  # the recipe's own data lack them already
+                seen = {words_of(row) for row in held_out.to_list()}
+                kept = [
+                    index for index, row in enumerate(human.to_list()) if words_of(row) not in seen
+                ]
+                if not kept:
+                    raise ValueError(
+                        f"{dataset} has no texts for a judge beside those of the split {split}"
+                    )
+                human = human.select(kept)
             rows += control_rows(recipe, model, tokenizer, human, held_out, num_texts, seed)
     common = {
         "std": None,

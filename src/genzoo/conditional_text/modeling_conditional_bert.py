@@ -62,8 +62,8 @@ class ConditionalBertConfig(BertConfig):
         bottleneck_size: Size H of the hidden vector between condition and maps; each LayerNorm has
             one of its own. None for maps straight from the condition.
         bottleneck_activation: Of that hidden vector, by its name in transformers.
-        num_classes: Number K of classes with an embedding that the model owns; 0 where the
-            condition is always given as vectors.
+        num_classes: Number K of classes with an embedding that the model owns, by default as many
+            as there are names; 0 where the condition is always given as vectors.
         class_names: Name of each class; None for "0", "1", ....
         condition_dropout: Share of the texts that are trained on without a condition, that is, with
             a zero vector; classifier-free guidance needs it.
@@ -85,6 +85,11 @@ class ConditionalBertConfig(BertConfig):
     condition_initializer_range: float | int = 0.0
     attention_pattern: str = "causal"
     is_decoder: bool = True
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.class_names, list) and not self.num_classes:
+            self.num_classes = len(self.class_names)
+        super().__post_init__(**kwargs)
 
     def validate_condition(self) -> None:
         """Dies for sizes and names that do not fit."""
@@ -133,8 +138,8 @@ class ConditionalBertConfig(BertConfig):
             ValueError: If there is no such class; the message names those there are.
         """
         given: Any = labels
-        if isinstance(labels, Tensor):
-            given = labels.reshape(-1).tolist()
+        if hasattr(labels, "tolist"):  # a tensor or an array
+            given = labels.reshape(-1).tolist()  # pyright: ignore[reportAttributeAccessIssue]
         elif isinstance(labels, str) or not isinstance(labels, Sequence):
             given = [labels]
         names = self.class_names or [str(index) for index in range(self.num_classes)]
@@ -215,19 +220,24 @@ class ConditionalLayerNorm(nn.LayerNorm):
         self.scale = ConditionMap(bottleneck_size or condition_size, hidden_size, bias=False)
         self.shift = ConditionMap(bottleneck_size or condition_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | None, condition: Tensor | None = None) -> Tensor:
         """Normalizes.
 
         Args:
-            x: (B, ..., D).
+            x: (B, ..., D). None for no more than what the condition makes: gain and bias,
+                (B, 1, 2, D) of a condition (B, C) and (B, T, 2, D) of one (B, T, C).
             condition: (B, C), one for each sample, or (B, T, C), one for each token of an x of
-                (B, T, D). None for plain LayerNorm.
+                (B, T, D); or gain and bias themselves, as above. None for plain LayerNorm.
 
         Raises:
             ValueError: If the shapes do not fit.
         """
         if condition is None:
-            return super().forward(x)
+            return super().forward(x)  # pyright: ignore[reportArgumentType]
+        if x is None:
+            return self.modulation(condition)
+        if condition.dim() == 4 and condition.shape[-2:] == (2, *self.normalized_shape):
+            return self.modulate(x, condition)
         check_condition(condition, self.condition_size, x.shape[0])
         if condition.dim() == 3 and condition.shape[:2] != x.shape[:-1]:
             raise ValueError(
@@ -275,6 +285,31 @@ def check_condition(condition: Tensor, condition_size: int, batch_size: int) -> 
         )
 
 
+def check_modulations(
+    modulations: Tensor,
+    condition_size: int,
+    num_sites: int,
+    batch_size: int,
+    class_labels: Tensor | None,
+    condition_embeds: Tensor | None,
+) -> Tensor:
+    """Dies unless modulations, or a condition in their place, fit model and texts, and are alone.
+
+    Raises:
+        ValueError: If they do not, or are not.
+    """
+    if class_labels is not None or condition_embeds is not None:
+        raise ValueError("modulations stand in the place of class_labels and condition_embeds")
+    if modulations.dim() < 5:
+        check_condition(modulations, condition_size, batch_size)
+    elif modulations.dim() > 5 or modulations.shape[:2] != (batch_size, num_sites):
+        raise ValueError(
+            f"modulations must be ({batch_size}, {num_sites}, 1 | T, 2, D), "
+            f"got {tuple(modulations.shape)}"
+        )
+    return modulations
+
+
 def conditional_layer_norm(config: ConditionalBertConfig) -> ConditionalLayerNorm:
     """The LayerNorm of one place in the network."""
     return ConditionalLayerNorm(
@@ -300,7 +335,7 @@ class ConditionalBertEmbeddings(BertEmbeddings):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         past_length: int,
-        modulation: Tensor,  # (B, T | 1, 2, D)
+        condition: Tensor,  # as for ConditionalLayerNorm
     ) -> Tensor:  # (B, T, D)
         """Words, segments and positions to hidden states: (B, T) -> (B, T, D)."""
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -310,7 +345,7 @@ class ConditionalBertEmbeddings(BertEmbeddings):
             token_type_ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         # Added in BERT's order, for the last bit's sake.
         x = x + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
-        return self.dropout(self.LayerNorm.modulate(x, modulation))
+        return self.dropout(self.LayerNorm(x, condition))
 
 
 class ConditionalBertSelfOutput(BertSelfOutput):
@@ -320,10 +355,10 @@ class ConditionalBertSelfOutput(BertSelfOutput):
         super().__init__(config)
         self.LayerNorm = conditional_layer_norm(config)
 
-    def forward(self, hidden_states: Tensor, input_tensor: Tensor, modulation: Tensor) -> Tensor:
-        """(B, T, D), twice, and a modulation (B, T | 1, 2, D) -> (B, T, D)."""
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor, condition: Tensor) -> Tensor:
+        """(B, T, D), twice, and a condition as for the LayerNorm -> (B, T, D)."""
         hidden_states = self.dropout(self.dense(hidden_states))
-        return self.LayerNorm.modulate(hidden_states + input_tensor, modulation)
+        return self.LayerNorm(hidden_states + input_tensor, condition)
 
 
 class ConditionalBertOutput(BertOutput):
@@ -333,23 +368,23 @@ class ConditionalBertOutput(BertOutput):
         super().__init__(config)
         self.LayerNorm = conditional_layer_norm(config)
 
-    def forward(self, hidden_states: Tensor, input_tensor: Tensor, modulation: Tensor) -> Tensor:
-        """(B, T, F) and (B, T, D), and a modulation (B, T | 1, 2, D) -> (B, T, D)."""
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor, condition: Tensor) -> Tensor:
+        """(B, T, F) and (B, T, D), and a condition as for the LayerNorm -> (B, T, D)."""
         hidden_states = self.dropout(self.dense(hidden_states))
-        return self.LayerNorm.modulate(hidden_states + input_tensor, modulation)
+        return self.LayerNorm(hidden_states + input_tensor, condition)
 
 
 class ConditionalBertAttention(BertAttention):
-    """BERT's attention, which hands a modulation on to its LayerNorm."""
+    """BERT's attention, which hands a condition on to its LayerNorm."""
 
     def __init__(self, config: ConditionalBertConfig, layer_idx: int):
         super().__init__(config, is_causal=True, layer_idx=layer_idx)
         self.output = ConditionalBertSelfOutput(config)
 
-    def forward(self, hidden_states: Tensor, modulation: Tensor, **kwargs: Any) -> Tensor:
-        """(B, T, D) and a modulation (B, T | 1, 2, D) -> (B, T, D)."""
+    def forward(self, hidden_states: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        """(B, T, D) and a condition as for the LayerNorm -> (B, T, D)."""
         attended, _ = self.self(hidden_states, **kwargs)
-        return self.output(attended, hidden_states, modulation)
+        return self.output(attended, hidden_states, condition)
 
 
 class ConditionalBertLayer(BertLayer):
@@ -360,14 +395,19 @@ class ConditionalBertLayer(BertLayer):
         self.attention = ConditionalBertAttention(config, layer_idx)
         self.output = ConditionalBertOutput(config)
 
-    def forward(self, hidden_states: Tensor, modulations: Tensor, **kwargs: Any) -> Tensor:
-        """(B, T, D) and the modulations of both (B, 2, T | 1, 2, D) -> (B, T, D)."""
-        attended = self.attention(hidden_states, modulations[:, 0], **kwargs)
-        return self.output(self.intermediate(attended), attended, modulations[:, 1])
+    def forward(self, hidden_states: Tensor, conditions: Tensor, **kwargs: Any) -> Tensor:
+        """(B, T, D) and a condition, or the modulations of both (B, 2, T | 1, 2, D)."""
+        attended = self.attention(hidden_states, at_site(conditions, 0), **kwargs)
+        return self.output(self.intermediate(attended), attended, at_site(conditions, 1))
+
+
+def at_site(conditions: Tensor, sites: int | slice) -> Tensor:
+    """What a LayerNorm gets: the condition of all, or its own of the modulations (B, S, ...)."""
+    return conditions if conditions.dim() < 5 else conditions[:, sites]
 
 
 class ConditionalBertEncoder(BertEncoder):
-    """BERT's layers, each with the modulations of its own two LayerNorms."""
+    """BERT's layers, each with the condition, or with what it makes of its own two LayerNorms."""
 
     def __init__(self, config: ConditionalBertConfig):
         nn.Module.__init__(self)
@@ -376,12 +416,12 @@ class ConditionalBertEncoder(BertEncoder):
             ConditionalBertLayer(config, index) for index in range(config.num_hidden_layers)
         )
 
-    def forward(self, hidden_states: Tensor, modulations: Tensor, **kwargs: Any) -> Tensor:
-        """(B, T, D) and modulations (B, 2 L, T | 1, 2, D), L layers -> (B, T, D)."""
+    def forward(self, hidden_states: Tensor, conditions: Tensor, **kwargs: Any) -> Tensor:
+        """(B, T, D) and a condition, or modulations (B, 2 L, T | 1, 2, D), L layers."""
         for index, layer in enumerate(self.layer):
             hidden_states = layer(
                 hidden_states,  # in its place, for gradient checkpointing
-                modulations[:, 2 * index : 2 * index + 2],
+                at_site(conditions, slice(2 * index, 2 * index + 2)),
                 **kwargs,
             )
         return hidden_states
@@ -394,10 +434,10 @@ class ConditionalBertPredictionHeadTransform(BertPredictionHeadTransform):
         super().__init__(config)
         self.LayerNorm = conditional_layer_norm(config)
 
-    def forward(self, hidden_states: Tensor, modulation: Tensor) -> Tensor:
-        """(B, T, D) and a modulation (B, T | 1, 2, D) -> (B, T, D)."""
+    def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
+        """(B, T, D) and a condition as for the LayerNorm -> (B, T, D)."""
         hidden_states = self.transform_act_fn(self.dense(hidden_states))
-        return self.LayerNorm.modulate(hidden_states, modulation)
+        return self.LayerNorm(hidden_states, condition)
 
 
 class ConditionalBertLMPredictionHead(BertLMPredictionHead):
@@ -407,9 +447,9 @@ class ConditionalBertLMPredictionHead(BertLMPredictionHead):
         super().__init__(config)
         self.transform = ConditionalBertPredictionHeadTransform(config)
 
-    def forward(self, hidden_states: Tensor, modulation: Tensor) -> Tensor:
-        """(B, T, D) and a modulation (B, T | 1, 2, D) -> scores (B, T, V)."""
-        return self.decoder(self.transform(hidden_states, modulation))
+    def forward(self, hidden_states: Tensor, condition: Tensor) -> Tensor:
+        """(B, T, D) and a condition as for the LayerNorm -> scores (B, T, V)."""
+        return self.decoder(self.transform(hidden_states, condition))
 
 
 class ConditionalBertOnlyMLMHead(BertOnlyMLMHead):
@@ -419,9 +459,9 @@ class ConditionalBertOnlyMLMHead(BertOnlyMLMHead):
         nn.Module.__init__(self)
         self.predictions = ConditionalBertLMPredictionHead(config)
 
-    def forward(self, sequence_output: Tensor, modulation: Tensor) -> Tensor:
-        """(B, T, D) and a modulation (B, T | 1, 2, D) -> scores (B, T, V)."""
-        return self.predictions(sequence_output, modulation)
+    def forward(self, sequence_output: Tensor, condition: Tensor) -> Tensor:
+        """(B, T, D) and a condition as for the LayerNorm -> scores (B, T, V)."""
+        return self.predictions(sequence_output, condition)
 
 
 class ClassEmbedding(nn.Embedding):
@@ -516,8 +556,11 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         fields = config_class.from_dict(found).to_dict()
         for name in ("model_type", "architectures", "transformers_version", "dtype"):
             fields.pop(name, None)
+        old_names = before.get("class_names")
         if num_classes or class_names is not None:
             num_classes = num_classes or len(class_names or [])
+            if class_names is None and old_names and len(old_names) == num_classes:
+                class_names = old_names
             fields |= {"num_classes": num_classes, "class_names": class_names}
         tokens, unwanted = _special_tokens(checkpoint, fields["vocab_size"], options)
         config = config_class(**fields | tokens | kwargs)
@@ -536,6 +579,8 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
             logging.set_verbosity(verbosity)
         model, info = loaded
         model._audit(checkpoint, before, info, new_head)
+        if old_names and config.class_names not in (None, old_names):
+            model._begin_anew(old_names, config.class_names)
         if model.can_generate():
             model.generation_config = GenerationConfig(
                 **{name: getattr(config, name) for name in _SPECIAL},
@@ -544,6 +589,20 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
         if keep_tokens is not None:
             model.keep_tokens(keep_tokens)
         return model
+
+    @torch.no_grad()
+    def _begin_anew(self, old_names: list[str], names: list[str]) -> None:
+        """Moves the embeddings of classes that are still there; the others are drawn again."""
+        weight: Any = self.get_submodule(
+            next(name for name, part in self.named_modules() if isinstance(part, ClassEmbedding))
+        ).weight
+        old = weight.clone()
+        is_same_size = len(old_names) == len(names)
+        for row, name in enumerate(names):
+            if is_same_size and name in old_names:
+                weight[row] = old[old_names.index(name)]
+            elif is_same_size:
+                nn.init.normal_(weight[row])
 
     def _audit(
         self, checkpoint: str, before: dict[str, Any], info: dict[str, Any], new_head: bool
@@ -677,8 +736,12 @@ def _special_tokens(
     # Where there are no files of a tokenizer, transformers makes one up that knows five tokens.
     if len(tokenizer) <= 5 or len(tokenizer) > vocab_size or None in ids.values():
         return {}, None
-    unwanted = {*tokenizer.all_special_ids} - {ids["eos_token_id"]}
-    return ids, sorted(unwanted)
+    return ids, unwanted_tokens(tokenizer)
+
+
+def unwanted_tokens(tokenizer: Any) -> list[int]:
+    """What no text has: the special tokens but for the one that ends it."""
+    return sorted({*tokenizer.all_special_ids} - {tokenizer.sep_token_id})
 
 
 class GuidedCache(DynamicCache):
@@ -756,6 +819,11 @@ class ConditionalBertModel(ConditionalBertPreTrainedModel, BertModel):
             condition = condition * is_kept.view(-1, *[1] * (condition.dim() - 1))
         return condition
 
+    @property
+    def num_sites(self) -> int:
+        """How many conditional LayerNorms there are."""
+        return 1 + 2 * self.config.num_hidden_layers
+
     def layer_norms(self) -> list[ConditionalLayerNorm]:
         """The conditional LayerNorms, in the order in which a text passes them."""
         norms: list[Any] = [self.embeddings.LayerNorm]
@@ -774,7 +842,9 @@ class ConditionalBertModel(ConditionalBertPreTrainedModel, BertModel):
         Returns:
             (B, S, 1, 2, D) or (B, S, T, 2, D), for S LayerNorms.
         """
-        return torch.stack([norm.modulation(condition) for norm in self.layer_norms()], dim=1)
+        # Called as a module, so that what accelerate hooks to it happens.
+        found = [norm(None, condition).to(condition.device) for norm in self.layer_norms()]
+        return torch.stack(found, dim=1)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -804,7 +874,8 @@ class ConditionalBertModel(ConditionalBertPreTrainedModel, BertModel):
             class_labels: (B,), the classes.
             condition_embeds: (B, C) or (B, T, C), in the place of classes.
             attention_pattern: As in the config, whose value is the default.
-            modulations: What `modulations` returns, in the place of classes and condition.
+            modulations: What `modulations` returns, or what `condition` does, in the place of
+                classes and condition.
             past_key_values: Keys and values of the tokens to the left.
             use_cache: Whether to return them.
             kwargs: Those that transformers' BERT takes.
@@ -826,23 +897,38 @@ class ConditionalBertModel(ConditionalBertPreTrainedModel, BertModel):
             raise ValueError(
                 f"the model has {limit} positions, too few for {past_length + length} tokens"
             )
-        if modulations is None:
-            condition = self.condition(class_labels, condition_embeds, batch_size=batch_size)
-            modulations = self.modulations(condition)
-        if modulations.shape[2] not in (1, length):
+        if modulations is not None:
+            conditions = check_modulations(
+                modulations,
+                self.config.condition_size,
+                self.num_sites,
+                batch_size,
+                class_labels,
+                condition_embeds,
+            )
+        else:
+            conditions = self.condition(class_labels, condition_embeds, batch_size=batch_size)
+        # (B, C), (B, T, C) or (B, S, 1 | T, 2, D)
+        num_rows = {2: 1, 3: conditions.shape[1]}.get(conditions.dim()) or conditions.shape[2]
+        if num_rows not in (1, length):
             raise ValueError(
-                f"{length} tokens need {length} rows of condition each, got {modulations.shape[2]}"
+                f"{length} tokens need {length} rows of condition each, got {num_rows}"
             )
 
         hidden_states = self.embeddings(
-            input_ids, token_type_ids, position_ids, inputs_embeds, past_length, modulations[:, 0]
+            input_ids,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            past_length,
+            at_site(conditions, 0),
         )
         mask = self.attention_mask(
             pattern, hidden_states, attention_mask, token_type_ids, past_key_values
         )
         hidden_states = self.encoder(
             hidden_states,
-            modulations[:, 1:],
+            at_site(conditions, slice(1, None)),
             attention_mask=mask,
             past_key_values=past_key_values,
             is_causal=pattern != "bidirectional",
@@ -911,6 +997,8 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
 
     def __init__(self, config: ConditionalBertConfig):
         super().__init__(config)  # a plain BERT, both parts of which are replaced
+        if config.attention_pattern != "bidirectional":
+            self.loss_type = "ForCausalLM"  # by which the Trainer counts the tokens
         self.bert = ConditionalBertModel(config, add_pooling_layer=False)
         self.cls = ConditionalBertOnlyMLMHead(config)
         self.post_init()
@@ -927,8 +1015,12 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         return self._modulations(condition)
 
     def _modulations(self, condition: Tensor) -> Tensor:
-        head = self.cls.predictions.transform.LayerNorm.modulation(condition)
+        head = self.cls.predictions.transform.LayerNorm(None, condition).to(condition.device)
         return torch.cat([self.bert.modulations(condition), head[:, None]], dim=1)
+
+    def _null_modulations(self, like: Tensor) -> Tensor:
+        nothing = like.new_zeros(1, self.config.condition_size)
+        return self._modulations(nothing).expand(like.shape)
 
     @can_return_tuple
     def forward(
@@ -942,6 +1034,7 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         condition_embeds: Tensor | None = None,
         attention_pattern: str | None = None,
         modulations: Tensor | None = None,
+        null_modulations: Tensor | None = None,
         guidance: float | None = None,
         labels: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -961,6 +1054,7 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
             condition_embeds: See there.
             attention_pattern: See there.
             modulations: See there; here with those of the head behind.
+            null_modulations: Those of no condition, for guidance; found unless given.
             guidance: Scale g of classifier-free guidance (Ho and Salimans, 2022,
                 https://arxiv.org/abs/2207.12598): the scores are those without a condition plus g
                 times what the condition adds. None and 1 are the plain scores. `generate` calls it
@@ -979,8 +1073,18 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         text: Any = input_ids if input_ids is not None else inputs_embeds
         if text is None:
             raise ValueError("give either input_ids or inputs_embeds")
+        is_guided = guidance is not None and guidance != 1
         if modulations is None:
-            modulations = self.modulations(class_labels, condition_embeds, batch_size=len(text))
+            conditions = self.bert.condition(class_labels, condition_embeds, batch_size=len(text))
+        else:
+            conditions = check_modulations(
+                modulations,
+                self.config.condition_size,
+                self.bert.num_sites + 1,
+                len(text),
+                class_labels,
+                condition_embeds,
+            )
         pattern = check_pattern(attention_pattern or self.config.attention_pattern)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         use_cache = use_cache and labels is None and pattern != "bidirectional"
@@ -991,7 +1095,6 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        is_guided = guidance is not None and guidance != 1
         if is_guided:
             if use_cache and past_key_values is None:
                 past_key_values = GuidedCache(config=self.config)
@@ -1002,13 +1105,17 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
                 name: value if value is None or len(value) != len(text) else torch.cat([value] * 2)
                 for name, value in inputs.items()
             }
-            nothing = modulations.new_zeros(1, self.config.condition_size)
-            without = self._modulations(nothing).expand(modulations.shape)
-            modulations = torch.cat([modulations, without])
+            if conditions.dim() < 5:
+                without = torch.zeros_like(conditions)
+            elif null_modulations is None:
+                without = self._null_modulations(conditions)
+            else:
+                without = null_modulations
+            conditions = torch.cat([conditions, without])
 
         outputs = self.bert(
             **inputs,
-            modulations=modulations[:, :-1],
+            modulations=at_site(conditions, slice(None, -1)),
             attention_pattern=pattern,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -1016,11 +1123,16 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        head = modulations[:, -1]  # (B, T | 1, 2, D)
-        head = head if head.shape[1] == 1 else head[:, keep]
+        head = at_site(conditions, -1)  # (B, T | 1, 2, D), or the condition (B, C) or (B, T, C)
+        head = head[:, keep] if head.dim() > 2 and head.shape[1] > 1 else head
         logits = self.cls(outputs.last_hidden_state[:, keep], head)  # (B, T, V)
+        hidden_states, attentions = outputs.hidden_states, outputs.attentions
         if is_guided:
             logits, without = logits.chunk(2)
+            hidden_states, attentions = (
+                found and tuple(each.chunk(2)[0] for each in found)
+                for found in (hidden_states, attentions)
+            )
             logits = torch.lerp(without, logits, float(guidance))  # pyright: ignore[reportArgumentType]
 
         loss = None
@@ -1031,8 +1143,8 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            hidden_states=hidden_states,
+            attentions=attentions,
         )
 
     @torch.no_grad()
@@ -1055,7 +1167,7 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
                 to; by default the token that begins a text, for each condition.
             generation_config: As for transformers' `generate`.
             input_ids: The same as `inputs`.
-            class_labels: (B,), the classes; or a list of their names or numbers.
+            class_labels: (B,), the classes; or their names or numbers.
             condition_embeds: (B, C), in the place of classes. Between two conditions lie others:
                 `torch.lerp(a, b, weight)` of rows of `bert.class_embeddings.weight`.
             guidance_scale: Of classifier-free guidance over the condition, for a model that was
@@ -1069,8 +1181,19 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         inputs = input_ids if inputs is None else inputs
         if generation_config is not None:
             kwargs["generation_config"] = generation_config
-        if class_labels is not None and not isinstance(class_labels, Tensor):
-            class_labels = self.config.class_ids(class_labels).to(self.device)
+        # Where the words are looked up: of weights that come when they are wanted, accelerate's
+        # hook says where to.
+        hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
+        home = getattr(hook, "execution_device", None) or self.device
+        # Looked at here once, wherever they are, since a device would die of a wrong one.
+        if class_labels is not None:
+            is_fine = not isinstance(class_labels, Tensor)  # or else `condition` looks at its kind
+            if is_fine or (self.config.num_classes and not class_labels.is_floating_point()):
+                numbers = self.config.class_ids(class_labels)
+                class_labels = numbers if is_fine else class_labels
+            class_labels = class_labels.to(home)  # pyright: ignore
+        if condition_embeds is not None:
+            condition_embeds = condition_embeds.to(home)
         embeds = kwargs.get("inputs_embeds")
         condition: Any = class_labels if class_labels is not None else condition_embeds
 
@@ -1085,7 +1208,7 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
             if begin is None or condition is None:
                 missing = "input_ids" if begin is None else "class_labels or condition_embeds"
                 raise ValueError(f"there is nothing to begin with: give {missing}")
-            inputs = torch.full((len(condition), 1), begin, device=self.device)
+            inputs = torch.full((len(condition), 1), begin, device=home)
             kwargs.setdefault("attention_mask", torch.ones_like(inputs))
         text: Any = inputs if inputs is not None else embeds
         if condition is not None and condition is condition_embeds and condition.dim() != 2:
@@ -1111,6 +1234,11 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
                 raise ValueError(f"guidance_scale must be a number, got {guidance!r}")
             if setting("cache_implementation") not in (None, "dynamic", "dynamic_full"):
                 raise ValueError("guidance has a cache of its own: leave cache_implementation out")
+            if not self.config.condition_dropout:
+                logger.warning_once(
+                    "guidance for a model that was trained without condition_dropout: it has not "
+                    "learned what a text without a condition is"
+                )
             kwargs |= {"guidance": float(guidance), "cache_implementation": None}
             if setting("use_cache") is not False and kwargs.get("past_key_values") is None:
                 kwargs["past_key_values"] = GuidedCache(config=self.config)
@@ -1118,6 +1246,8 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         self.eval()  # as transformers does not: no dropout, and none of the condition
         try:
             modulations = self.modulations(class_labels, condition_embeds, batch_size=len(text))
+            if "guidance" in kwargs:
+                kwargs["null_modulations"] = self._null_modulations(modulations)
             return super().generate(
                 inputs,
                 modulations=modulations,

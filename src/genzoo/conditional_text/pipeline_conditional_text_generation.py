@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 TASK = "conditional-text-generation"
 
@@ -65,7 +68,8 @@ class ConditionalTextGenerationPipeline(Pipeline):
             seed: With one, the same call gives the same texts again on the same machine.
             batch_size: How many texts are written at once.
             kwargs: Those of transformers' `generate`, such as `guidance_scale`, `num_beams`,
-                `top_p` and `max_new_tokens`; by default a text may fill the model's positions.
+                `top_p` and `max_new_tokens`; by default the texts of a batch may fill the model's
+                positions, as far as the longest prompt leaves room.
 
         Returns:
             For one label, a list of dicts with the key "generated_text"; for a list of labels,
@@ -166,21 +170,33 @@ class ConditionalTextGenerationPipeline(Pipeline):
         return None if label is None else self.model.config.class_ids(label)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        return {}, kwargs, {}
+        own = {name: kwargs[name] for name in ("attention_pattern",) if name in kwargs}
+        return own, kwargs, own
 
-    def preprocess(self, input_: Any, **kwargs: Any) -> dict[str, Any]:
+    def _is_prefix(self, attention_pattern: str | None) -> bool:
+        return (attention_pattern or self.model.config.attention_pattern) == "prefix"
+
+    def preprocess(
+        self, input_: Any, attention_pattern: str | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Prompts and conditions to tensors, padded on the left."""
         tokenizer: Any = self.tokenizer
-        is_prefix = self.model.config.attention_pattern == "prefix"
+        is_prefix = self._is_prefix(attention_pattern)
         tokens = tokenizer(input_["prompts"], add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
         end = [tokenizer.sep_token_id] if is_prefix else []
+        if any(tokenizer.unk_token_id in row for row in tokens):
+            logger.warning(
+                "the vocabulary does not know all of a prompt: the model reads it as "
+                f"{tokenizer.batch_decode(tokens)[:3]}"
+            )
         tokens = [[tokenizer.cls_token_id, *row, *end] for row in tokens]
         batch = dict(tokenizer.pad({"input_ids": tokens}, padding_side="left", return_tensors="pt"))
-        return batch | {name: values for name, values in input_.items() if name != "prompts"}
+        return batch | dict(input_)
 
     def _forward(self, input_tensors: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        prompts = input_tensors.pop("prompts")
         length = input_tensors["input_ids"].shape[1]
         room = self.model.config.max_position_embeddings - length + 1
         if room < 1:
@@ -194,18 +210,33 @@ class ConditionalTextGenerationPipeline(Pipeline):
             kwargs.setdefault("max_new_tokens", room)
         model: Any = self.model
         tokens = model.generate(**input_tensors, **self._prepare_generate_kwargs(kwargs))
-        return {"tokens": tokens, "length": length}
+        prompts = [prompt for prompt in prompts for _ in range(len(tokens) // len(prompts))]
+        return {"tokens": tokens, "length": length, "prompts": prompts}
 
-    def postprocess(self, model_outputs: dict[str, Any], **kwargs: Any) -> list[str]:
+    def postprocess(
+        self, model_outputs: dict[str, Any], attention_pattern: str | None = None, **kwargs: Any
+    ) -> list[str]:
         """Tokens to texts."""
-        tokens = model_outputs["tokens"]
-        if self.model.config.attention_pattern == "prefix":
-            tokens = tokens[:, model_outputs["length"] :]
-        tokenizer: Any = self.tokenizer
+        tokens, length = model_outputs["tokens"], model_outputs["length"]
+        if self._is_prefix(attention_pattern):
+            return self._texts(tokens[:, length:])
+        # The prompt as it was given: what comes of its tokens lacks capitals, blanks and what the
+        # vocabulary does not know.
+        return [
+            prompt + text[len(head) :] if text.startswith(head) else text
+            for prompt, head, text in zip(
+                model_outputs["prompts"],
+                self._texts(tokens[:, :length]),
+                self._texts(tokens),
+                strict=True,
+            )
+        ]
+
+    def _texts(self, tokens: Tensor) -> list[str]:
         # BERT's own tokenizers put blanks between Chinese characters.
         return [
             _BESIDE_CHINESE.sub("", text)
-            for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)  # pyright: ignore
         ]
 
 

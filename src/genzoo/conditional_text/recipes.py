@@ -25,10 +25,18 @@ _MINI: dict[str, Any] = _OPEN | {
 }
 
 
-def evaluate(folder: str | Path, dataset: str | None = None, **kwargs: Any) -> list[dict[str, Any]]:
+def evaluate(
+    folder: str | Path,
+    dataset: str | None = None,
+    *,
+    num_texts: int = 1_000,
+    split: str = "test",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
     """Measures the checkpoint in a folder, which says by which recipe it was trained."""
     name = json.loads((Path(folder) / "results.json").read_text())["recipe"]
-    return evaluate_text(globals()[name.replace("-", "_")](), folder, dataset, **kwargs)
+    recipe = globals()[name.replace("-", "_")]()
+    return evaluate_text(recipe, folder, dataset, num_texts=num_texts, split=split, seed=seed)
 
 
 def bert_zh_mini() -> TextRecipe:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -53,6 +54,7 @@ from .modeling_conditional_bert import (
     NEW_WEIGHTS,
     ConditionalBertConfig,
     ConditionalBertLMHeadModel,
+    unwanted_tokens,
 )
 from .tokenization import build_tokenizer, tokens_in, trim_tokenizer
 
@@ -96,6 +98,10 @@ class _OrderedTrainer(Trainer):
         return LengthOrder(lengths, size * self.args.world_size, seed)
 
 
+# What PEFT puts into the names of weights that it learns whole, or adds to.
+_OF_PEFT = re.compile(r"\.(modules_to_save|lora_A|lora_B)\.\w+(?=\.weight$)")
+
+
 class ConditionalTextTrainer(_OrderedTrainer):
     """transformers' Trainer with what a conditional language model wants otherwise.
 
@@ -103,12 +109,16 @@ class ConditionalTextTrainer(_OrderedTrainer):
       learning rate of their own.
     - Label smoothing looks at the same places as the loss: transformers' own shifts labels only for
       models that it knows by name.
-    - Masked language models compute scores only where a word is to be guessed.
     - A batch without class labels, but with vectors, is still one that has labels to be evaluated.
+    - A collator for another attention pattern than the model's is refused.
 
     Args:
         args: transformers' `TrainingArguments`, and as there all else.
         condition_learning_rate: Of the new weights, at its highest; None for that of the others.
+
+    Raises:
+        ValueError: If the collator is for another attention pattern, or if there are no new weights
+            for the rate.
     """
 
     def __init__(
@@ -125,6 +135,13 @@ class ConditionalTextTrainer(_OrderedTrainer):
             args.label_names = ["labels"]
         self.condition_learning_rate = condition_learning_rate
         super().__init__(model, args, **kwargs)
+        wanted = getattr(self.data_collator, "attention_pattern", None)
+        given = getattr(getattr(self.model, "config", None), "attention_pattern", wanted)
+        if wanted is not None and given != wanted:
+            raise ValueError(
+                f"{type(self.data_collator).__name__} is for attention_pattern {wanted!r}, and the "
+                f"model has {given!r}"
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of the arguments, the new weights in groups of their own."""
@@ -136,8 +153,12 @@ class ConditionalTextTrainer(_OrderedTrainer):
         new = {
             id(weight)
             for name, weight in (self.model if model is None else model).named_parameters()
-            if NEW_WEIGHTS.search(name)
+            if NEW_WEIGHTS.search(_OF_PEFT.sub("", name)) and weight.requires_grad
         }
+        if not new:
+            raise ValueError(
+                "condition_learning_rate is set, and there are no new weights to learn"
+            )
         for group in [*optimizer.param_groups]:
             mine = [weight for weight in group["params"] if id(weight) in new]
             group["params"] = [weight for weight in group["params"] if id(weight) not in new]
@@ -416,6 +437,7 @@ def train_text(
 
     if is_main:
         published = trainer.accelerator.unwrap_model(trainer.model)
+        published.config.use_cache = True  # which the Trainer turns off
         if published.can_generate():
             # Without top_k=0, transformers would draw from the 50 likeliest tokens at most.
             published.generation_config.update(do_sample=True, top_p=recipe.top_p, top_k=0)
@@ -485,7 +507,7 @@ def load_rows(
         rows = _rows_of(recipe, dataset, split or recipe.split)
         if dataset is None and not is_held_out:
             held_out = _held_out(recipe)
-            kept = [row for row in rows if _words(row) not in held_out]
+            kept = [row for row in rows if words_of(row) not in held_out]
             if len(kept) < len(rows):
                 logger.warning(
                     f"{recipe.name}: {len(rows) - len(kept):,} of {len(rows):,} texts are among "
@@ -493,7 +515,7 @@ def load_rows(
                 )
             rows = kept
         elif is_held_out:
-            rows = [*{_words(row): row for row in rows}.values()]
+            rows = [*{words_of(row): row for row in rows}.values()]
     if not rows:
         raise ValueError(f"there is no text for {recipe.name}")
     return datasets.Dataset.from_list(rows)
@@ -506,15 +528,25 @@ def _rows_of(recipe: TextRecipe, dataset: str | Path | None, split: str) -> list
     for name, subset in zip(names, subsets, strict=True):
         table = load_texts(name, split=split, subset=subset)
         known = getattr(table.features.get("label"), "names", None)
-        for row in cast(Iterable[Any], table):
-            for text in recipe.rows(row):
+        for index, row in enumerate(cast(Iterable[Any], table)):
+            if dataset is not None and not str(row.get("text") or "").strip():
+                raise ValueError(f"row {index} of {name} has no text: it is {row.get('text')!r}")
+            try:
+                texts = [*recipe.rows(row)]
+            except KeyError as error:
+                raise ValueError(
+                    f"{name} has no column {error}, only {', '.join(table.column_names)}"
+                ) from None
+            for text in texts:
+                if "label" in text and text["label"] is None:
+                    raise ValueError(f"row {index} of {name} has no label")
                 if known and isinstance(text.get("label"), int):
                     text["label"] = known[text["label"]]
                 rows.append(text)
     return rows
 
 
-def _words(row: Mapping[str, Any]) -> str:
+def words_of(row: Mapping[str, Any]) -> str:
     """What two texts share that are the same but for blanks."""
     return "".join(row["text"].split()) + "\n" + "".join(row.get("target", "").split())
 
@@ -527,7 +559,7 @@ def _held_out(recipe: TextRecipe) -> set[str]:
         for name, subset in zip(recipe.data, subsets, strict=True):
             one = dataclasses.replace(recipe, data=[name], subsets=[subset])
             with contextlib.suppress(FileNotFoundError):  # not every data set has both
-                found |= {_words(row) for row in _rows_of(one, None, split)}
+                found |= {words_of(row) for row in _rows_of(one, None, split)}
     return found
 
 
@@ -587,8 +619,7 @@ def build(
                 str(init), keep_tokens=kept, new_head=True, **chosen | fields
             )
         if is_conditional:
-            unwanted = {*tokenizer.all_special_ids} - {cast(int, tokenizer.sep_token_id)}
-            model.generation_config.suppress_tokens = sorted(unwanted)
+            model.generation_config.suppress_tokens = unwanted_tokens(tokenizer)
             for name in ("pad", "bos", "eos"):
                 token = getattr(model.config, f"{name}_token_id")
                 setattr(model.generation_config, f"{name}_token_id", token)
