@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genzoo.ebm import LangevinScheduler
 from genzoo.ebm.modeling_ebm import EBMConfig, EnergyModel
+from genzoo.ebm.pipeline_ebm import EBMPipeline
 
 logger = logging.getLogger("genzoo.conversion")
 
@@ -87,6 +89,7 @@ def config_of(state: Mapping[str, Tensor], image_size: int) -> EBMConfig:
         num_classes=0 if classes is None else len(classes),
         channels=channels,
         downsamples=downsamples,
+        shortcut_kernel_size=1,
         sees_unit_range=True,
     )
 
@@ -107,6 +110,16 @@ def renamed(name: str, value: Tensor) -> dict[str, Tensor]:
     return {name: value}
 
 
+# Of igebm-pytorch's training, for pixels in [-1, 1].
+CHAINS = LangevinScheduler(
+    step_size=80.0,
+    noise_std=0.01,
+    gradient_clip=0.005,
+    clamp=[-1.0, 1.0],
+    noise_first=True,
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Reads a file, and writes a folder."""
     parser = argparse.ArgumentParser(description="Energies of igebm-pytorch.")
@@ -121,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = from_igebm(state, options.image_size)
     except ValueError as error:
         parser.error(str(error))
-    model.save_pretrained(options.folder)
+    EBMPipeline(model, CHAINS).save_pretrained(options.folder)
     logger.warning(f"the checkpoint is in {options.folder}")
 
 

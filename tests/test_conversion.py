@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from genzoo.ebm.modeling_ebm import EnergyModel
+from genzoo.ebm.pipeline_ebm import EBMPipeline
 from genzoo.jose import JoseModel, JoseVectors
 from genzoo.jose.formats import read_word2vec, to_sphere
 
@@ -205,7 +206,8 @@ def test_energies_of_igebm_pytorch(energies, kind: str):
 def test_igebm_command_line(energies, tmp_path, capsys):
     torch.save(energies["classes"]["state"], tmp_path / "model.pt")
     igebm.main([str(tmp_path / "model.pt"), str(tmp_path / "out"), "--image-size", "16"])
-    model = EnergyModel.from_pretrained(tmp_path / "out")
+    model = EBMPipeline.from_pretrained(tmp_path / "out").ebm
+    assert isinstance(model, EnergyModel)
     assert model.config.num_classes == 3 and model.config.downsamples == [True, False, True, False]
     torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "other.pt")
     with pytest.raises(SystemExit):

@@ -163,6 +163,49 @@ def test_backbones_fit_their_images(backbone: str):
         assert model(torch.empty(2, 3, size, size)).shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "millions"), [("resnet32", 5.3), ("large", 18.6), ("wider", 74.3)]
+)
+def test_backbones_are_as_large_as_the_papers(backbone: str, millions: float):
+    with torch.device("meta"):
+        model = EnergyModel(EBMConfig(backbone=backbone))
+    assert round(model.num_parameters() / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_block_by_hand(size: int):
+    """Where it widens there is a convolution beside it; what halves comes after all else."""
+    config = EBMConfig(
+        image_size=8,
+        num_channels=1,
+        channels=[3, 3, 5],
+        downsamples=[True, True],
+        shortcut_kernel_size=size,
+    )
+    torch.manual_seed(0)
+    model = EnergyModel(config).double().eval()
+    same, wider = model.blocks
+    assert isinstance(same.shortcut, torch.nn.Identity) == (size == 3)
+    assert wider.shortcut.kernel_size == (size, size)
+    x = torch.randn(2, 3, 8, 8, generator=source(), dtype=torch.float64)
+    for block in (same, wider):
+        torch.nn.init.normal_(block.conv2.weight)
+        h = block.conv2(F.leaky_relu(block.conv1(x), 0.2)) + block.shortcut(x)
+        expected = F.leaky_relu(F.avg_pool2d(h, 2), 0.2)
+        torch.testing.assert_close(block(x, None), expected)
+        x = expected
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([0, 7]), torch.tensor([-1, 0]), torch.tensor([True, False])]
+)
+def test_labels_that_are_none(labels):
+    model = tiny(num_classes=3)
+    x = model.dummy_inputs["pixel_values"][:2]
+    with pytest.raises(ValueError, match="class_labels must be"):
+        model(x, labels)
+
+
 @pytest.mark.parametrize("activation", ["swish", "leaky_relu"])
 def test_score_compiles_without_a_break_and_so_does_its_gradient(activation: str):
     model = tiny(activation=activation, num_classes=2)
@@ -349,6 +392,20 @@ def test_a_mixture_of_gaussians_has_both_modes():
     torch.testing.assert_close(density, torch.tensor([0.25, 0.75]).double(), atol=1e-6, rtol=0)
 
 
+def test_a_mixture_of_networks_does_not_depend_on_their_zeros():
+    data = torch.randn(1000, 1, generator=source())
+    low, high = (lambda x: well(-1.0)(x) - 50), (lambda x: well(1.0)(x) + 70)
+    energy = compose([(low, 0.5), (high, 0.5)], mode="mixture", data=data)
+    assert energy(torch.tensor([[-1.0], [1.0]])).diff().abs() < 0.2
+
+
+def test_classes_may_differ_from_image_to_image():
+    model = tiny(num_classes=3)
+    x, labels = model.dummy_inputs["pixel_values"], torch.tensor([2, 0, 1, 1])
+    assert torch.equal(of_class(model, labels)(x), model(x, labels))
+    assert torch.equal(of_class(model, 2)(x), model(x, torch.full((4,), 2)))
+
+
 def test_energies_are_brought_to_one_scale_by_data():
     data = torch.randn(1000, 1, generator=source())
     loud, quiet = (lambda x: 100 * well(0.0)(x)), (lambda x: 0.01 * well(0.0)(x))
@@ -376,7 +433,16 @@ def test_classes_have_energies_of_their_own():
         (lambda: compose([]), "nothing to compose"),
         (lambda: compose([(well(0.0), 1.0)], mode="sum"), "mode must be"),
         (lambda: compose([(well(0.0), -1.0)], mode="mixture"), "positive"),
-        (lambda: compose([(well(0.0), 1.0)], data=torch.ones(5, 1)), "same for all data"),
+        (lambda: compose([(well(0.0), 1.0)], data=torch.ones(5, 1)), "must differ between data"),
+        (
+            lambda: compose(
+                [(well(0.0), 1.0), (lambda x: x[:, 0] / 0, 1.0)], data=torch.arange(5.0)[:, None]
+            ),
+            "and be finite",
+        ),
+        (lambda: compose([(well(0.0), math.nan)]), "weights are finite numbers"),
+        (lambda: of_class(tiny(num_classes=2), 2), "there is no class 2 of 2"),
+        (lambda: of_class(tiny(num_classes=2).train(), 1), "in training mode"),
         (lambda: of_class(tiny(num_classes=2), 2), "no class 2 of 2"),
         (lambda: class_energies(tiny(), torch.full((1, 1, 12, 12), 2.0)), "pixels must be in"),
     ],

@@ -95,8 +95,12 @@ def test_a_flat_energy_needs_no_chain():
 
 
 def test_bounds_want_samples_in_the_box():
-    with pytest.raises(ValueError, match=r"samples must be in \[-1, 1\], got 2"):
+    with pytest.raises(ValueError, match="samples must be some, and in"):
         log_partition(lambda x: x.sum(dim=1), (1,), samples=torch.full((1, 1), 2.0))
+    with pytest.raises(ValueError, match="samples must be some, and in"):
+        log_partition(lambda x: x.sum(dim=1), (1,), samples=torch.zeros(0, 1))
+    with pytest.raises(ValueError, match="energies are not finite"):
+        log_partition(lambda x: x.sum(dim=1) * math.nan, (1,), num_distributions=2)
     with pytest.raises(ValueError, match="there must be a chain"):
         log_partition(lambda x: x.sum(dim=1), (1,), num_chains=0)
 
@@ -209,7 +213,7 @@ def test_the_numbers_of_an_energy(tmp_path, judge, monkeypatch):
         30,
     )
     assert (filled["num_real"], filled["num_generated"]) == (3, 48)
-    assert found["inpainting_mse", True]["value"] == 0, "its own copy is the nearest"
+    assert ("inpainting_mse", True) not in found, "it has no others to be near"
     assert found["auroc", False]["value"] == pytest.approx(0.5), "of the same images"
     assert found["auroc", False]["dataset"] == "digits + digits"
     lower, upper = (found[f"log_likelihood_{end}", False]["value"] for end in ("lower", "upper"))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from PIL import Image
 from transformers import PreTrainedModel
 
@@ -196,6 +197,59 @@ def test_known_pixels_stay_as_they_are(noise_first: bool):
     for same in (mask.float(), mask.expand(2, 1, 8, 8), picture):
         again = pipe(data, same, class_labels=["bag", "shoe"], generator=source(), **options)
         assert torch.equal(again.images, found)
+
+
+def test_an_energy_with_classes_fills_in_what_is_of_a_class():
+    """No class is drawn for an image that has one."""
+    pipe = make(EBMInpaintPipeline, **CLASSES)
+    with pytest.raises(ValueError, match=r"say by class_labels .* \(shirt, shoe, bag\)"):
+        pipe(torch.rand(1, 1, 8, 8), torch.ones(8, 8))
+    make(EBMInpaintPipeline)(torch.rand(1, 1, 8, 8), torch.ones(8, 8))
+
+
+def test_what_comes_out_goes_in_again():
+    pipe = make()
+    for kind in ("pil", "np", "pt"):
+        images = pipe(2, generator=source(), output_type=kind).images
+        again = pipe(images=images, generator=source(1), output_type="pt").images
+        assert again.shape == (2, 1, 8, 8)
+    with pytest.raises(ValueError, match="must be a tensor, an array"):
+        pipe(images=[torch.zeros(1, 8, 8)])
+
+
+def test_the_picture_of_a_trajectory():
+    """A row for each image, a column for each state that was kept."""
+    pipe = make()
+    found = pipe(2, generator=source(), keep_every=2, output_type="pt")
+    assert found.trajectory.shape == (2, 2, 1, 8, 8)
+    picture = np.asarray(pipe.draw_trajectory(found.trajectory, scale=1))
+    assert picture.shape == (16, 16)
+    expected = (found.trajectory[1, 0, 0] * 255).round().byte().numpy()
+    assert np.abs(picture[:8, 8:].astype(int) - expected).max() <= 1
+    for keep_every in (0, 6):
+        with pytest.raises(ValueError, match=f"keep_every must be in 1 .. 5, got {keep_every}"):
+            pipe(2, keep_every=keep_every)
+
+
+def test_a_callback_gets_what_it_asks_for():
+    seen = []
+    pipe = make()
+    pipe(
+        1,
+        callback_on_step_end=lambda pipe, step, t, tensors: seen.append(tensors),
+        callback_on_step_end_tensor_inputs=[],
+    )
+    assert seen == [{}] * 5
+
+
+def test_offloaded_weights_come_when_they_are_wanted():
+    """Every weight is read inside its own module, where accelerate's hooks bring it."""
+    pipe = make(**CLASSES)
+    expected = pipe(2, "bag", generator=source(), output_type="pt")
+    cpu_offload(pipe.ebm)
+    assert all(weight.is_meta for weight in pipe.ebm.parameters())
+    found = pipe(2, "bag", generator=source(), output_type="pt")
+    torch.testing.assert_close(found.images, expected.images)
 
 
 def test_a_grid_of_all_classes():

@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import logging
+import math
 
 import pytest
 import torch
 
 from genzoo.data import ImageDataset, to_model_range
+from genzoo.ebm.buffer import SampleBuffer, quantize
 from genzoo.ebm.composition import class_energies
 from genzoo.ebm.losses import contrastive_divergence, softplus
-from genzoo.ebm.modeling_ebm import EBMConfig
+from genzoo.ebm.modeling_ebm import EBMConfig, EnergyModel
 from genzoo.ebm.pipeline_ebm import EBMPipeline
 from genzoo.ebm.scheduling_langevin import LangevinScheduler
-from genzoo.ebm.training import EBMRecipe, clip_by_second_moment, train_ebm
+from genzoo.ebm.training import EBMRecipe, alarms, clip_by_second_moment, train_ebm
 
 
 def shades(count: int = 64) -> ImageDataset:
@@ -107,6 +109,88 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         (tmp_path / name / "ebm" / "model.safetensors").read_bytes() for name in ("whole", "halved")
     ]
     assert weights[0] == weights[1]
+
+
+def test_the_buffer_holds_the_ends_of_chains(tmp_path, monkeypatch):
+    """Each goes back to its own place with its own label, which the network sees beside it."""
+    drawn, stored, seen = [], [], []
+    draw, store, forward = SampleBuffer.draw, SampleBuffer.store, EnergyModel.forward
+
+    def drawing(self, *args):
+        drawn.append((draw(self, *args), self.bytes.clone()))
+        return drawn[-1][0]
+
+    def storing(self, samples, labels, places, generator):
+        store(self, samples, labels, places, generator)
+        stored.append((samples, labels, places, self.bytes.clone(), self.num_seen))
+
+    def seeing(self, pixel_values, class_labels=None):
+        if self.training:
+            seen.append((pixel_values, class_labels))
+        return forward(self, pixel_values, class_labels)
+
+    monkeypatch.setattr(SampleBuffer, "draw", drawing)
+    monkeypatch.setattr(SampleBuffer, "store", storing)
+    monkeypatch.setattr(EnergyModel, "forward", seeing)
+    train_ebm(recipe(num_steps=3), shades(), output_dir=tmp_path / "run")
+    assert len(drawn) == len(stored) == len(seen) == 3
+    for number, step in enumerate(zip(drawn, stored, seen, strict=True), start=1):
+        ((start, labels, places), before), (ends, own, where, after, count), (x, c) = step
+        assert torch.equal(places, where) and torch.equal(labels, own) and count == 16 * number
+        assert torch.equal(x[16:], ends) and torch.equal(c[16:], labels)
+        assert (ends != start).any(dim=(1, 2, 3)).all()
+        assert torch.equal(after[places], quantize(ends))
+        others = torch.ones(len(after), dtype=torch.bool)
+        others[places] = False
+        assert torch.equal(after[others], before[others])
+        if number > 1:
+            assert torch.equal(before, stored[number - 2][3]), "nothing else touches it"
+
+
+def test_alarms_are_sentences():
+    calm = {"energy_gap": 0.1, "gradient_norm": 1.0, "displacement": 0.1}
+    assert alarms(recipe(), calm) == []
+    for name, value, words in (
+        ("energy_gap", -50.0, "far from each other"),
+        ("gradient_norm", 1e5, "gradients are large"),
+        ("displacement", 0.0, "chains hardly move"),
+    ):
+        (sentence,) = alarms(recipe(), calm | {name: value})
+        assert words in sentence
+
+
+def test_frozen_chains_are_told(tmp_path, caplog):
+    still = LangevinScheduler(step_size=1e-9, noise_std=0.0, clamp=[-1, 1])
+    train_ebm(recipe(num_steps=2, scheduler=still), shades(), output_dir=tmp_path)
+    assert sum("the chains hardly move" in record.message for record in caplog.records) == 2
+
+
+def test_an_explosion_before_the_first_checkpoint_leaves_nothing_behind(tmp_path, monkeypatch):
+    """The run begins anew, and its log knows nothing of what exploded."""
+    calls = []
+
+    def loss(positive, negative):
+        calls.append(1)
+        return contrastive_divergence(positive, negative) * (math.nan if len(calls) == 2 else 1)
+
+    settings = {"num_steps": 4, "save_every": 4, "log_every": 2, "loss": loss}
+    train_ebm(recipe(**settings), shades(), output_dir=tmp_path / "run")
+    lines = log(tmp_path / "run")
+    assert [line["step"] for line in lines] == [2, 4] and len(calls) == 6
+    assert all(math.isfinite(line["loss"]) and line["num_restarts"] == 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reinit_probability": 2.0}, r"reinit_probability must be in \[0, 1\], got 2.0"),
+        ({"buffer_policy": "lru"}, "buffer_policy must be one of slots, ring, reservoir"),
+        ({"num_chain_steps": 0}, "num_chain_steps must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_it_takes_a_folder(changes, words):
+    with pytest.raises(ValueError, match=words):
+        recipe(**changes)
 
 
 def test_the_log_holds_the_alarms(tmp_path):

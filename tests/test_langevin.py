@@ -199,6 +199,62 @@ def test_noise_first_is_the_same_chain_with_other_ends():
     torch.testing.assert_close(found, x)
 
 
+@pytest.mark.parametrize("noise_first", [False, True])
+def test_the_loop_of_diffusers_is_a_chain(noise_first: bool):
+    """Steps as a user of diffusers writes them."""
+    x = standard_normal_draws(30, 2)
+    scheduler = LangevinScheduler(step_size=0.2, noise_first=noise_first)
+    expected = sample(standard_normal, x, scheduler, 4, source()).samples
+    draws = source()
+    scheduler.set_timesteps(4)
+    x = scheduler.begin(x, draws)
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        _, score = energy_and_score(standard_normal, seen)
+        x = scheduler.step(score, t, x, generator=draws).prev_sample
+    assert torch.equal(x, expected)
+
+
+def test_mala_proposes_what_the_scheduler_does_at_a_temperature():
+    """LangevinScheduler(s / T, T) for MALA(s, T), which takes nearly all of such small steps."""
+    x = standard_normal_draws(50, 2)
+    tempered = sample(standard_normal, x, LangevinScheduler(1e-4 / 3, 3.0), 1, source()).samples
+    adjusted = sample(standard_normal, x, MALA(1e-4, 3.0), 1, source())
+    is_taken = (adjusted.samples != x).all(dim=1)
+    assert is_taken.double().mean() > 0.9
+    torch.testing.assert_close(adjusted.samples[is_taken], tempered[is_taken])
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        MALA(0.1, bounds=(0, 1)),
+        HMC(0.1, bounds=(0, 1)),
+        ParallelTempering(0.1, bounds=(0, 1)),
+    ],
+)
+def test_chains_begin_within_bounds(sampler):
+    with pytest.raises(ValueError, match=r"chains must begin within the bounds \(0, 1\)"):
+        sample(standard_normal, torch.full((3, 2), 5.0), sampler, 2)
+
+
+@pytest.mark.parametrize("keep_every", [0, -2, 9])
+def test_states_that_cannot_be_kept(keep_every: int):
+    with pytest.raises(ValueError, match=rf"keep_every must be in 1 .. 5, got {keep_every}"):
+        sample(standard_normal, torch.zeros(3, 2), MALA(0.1), 5, keep_every=keep_every)
+
+
+def test_swaps_are_counted():
+    """Between equal energies every swap is made, and each pair is asked every other step."""
+    flat = ParallelTempering(0.1, (1.0, 2.0, 3.0, 4.0))
+    for steps in (2, 3, 8):
+        found = sample(lambda x: 0 * x.sum(dim=1), torch.zeros(5, 2), flat, steps, source())
+        assert found.swap_rates.tolist() == [1.0, 1.0, 1.0]
+    steep = sample(standard_normal, torch.zeros(200, 2), flat, 50, source())
+    assert ((0.1 < steep.swap_rates) & (steep.swap_rates < 1)).all()
+    assert sample(standard_normal, torch.zeros(2, 2), MALA(0.1), 2).swap_rates is None
+
+
 def test_papers_constants_are_rescaled_exactly():
     """[0, 1] with a step of 10, noise .005, gradients cut at .01, as the paper's code has it."""
 

@@ -240,7 +240,13 @@ def test_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     "name",
-    ["selfmod-gan-digits", "feature-net-digits", "jose-20news", "conditional-bert-zh-sentiment"],
+    [
+        "selfmod-gan-digits",
+        "feature-net-digits",
+        "jose-20news",
+        "conditional-bert-zh-sentiment",
+        "igebm-mnist",
+    ],
 )
 def test_killed_run_of_two_processes_resumes_to_the_same_bits(name: str, tmp_path: Path):
     changes = {"log_every": 1, "batch_size": 4}
@@ -256,3 +262,7 @@ def test_killed_run_of_two_processes_resumes_to_the_same_bits(name: str, tmp_pat
         json.loads((tmp_path / "killed" / "results.json").read_text())["training"]["num_processes"]
         == 2
     )
+    if name == "igebm-mnist":
+        path = tmp_path / "killed/run/checkpoints/step-00000002.pt"
+        bytes_ = torch.load(path, weights_only=True)["buffers"]["bytes"]
+        assert not torch.equal(*bytes_.chunk(2)), "each process has chains of its own"

@@ -8,7 +8,8 @@
 | HMC | Neal, 2011 | samplers.py | goes far in one step |
 | ParallelTempering | Geyer, 1991 | samplers.py | crosses barriers where it is hot |
 
-`sample` runs any of them on any energy, and `compose` makes one energy of several (composition.py).
+`sample` runs any of them on any energy, and `compose` makes one energy of several (composition.py);
+`log_partition` bounds log Z (likelihood.py, Neal, 2001).
 The objectives are in losses.py; the buffer that the chains of training rest in is in buffer.py.
 
 Importing the room registers its model: `AutoModel` finds it.
@@ -24,7 +25,8 @@ from .modeling_ebm import EBMConfig, EnergyModel
 if TYPE_CHECKING:
     from .buffer import SampleBuffer
     from .composition import class_energies, compose, of_class
-    from .samplers import HMC, MALA, ParallelTempering, sample
+    from .likelihood import log_partition
+    from .samplers import HMC, MALA, ParallelTempering, effective_sample_size, r_hat, sample
     from .scheduling_langevin import LangevinScheduler
 
 AutoConfig.register(EBMConfig.model_type, EBMConfig, exist_ok=True)
@@ -40,7 +42,10 @@ __all__ = [
     "SampleBuffer",
     "class_energies",
     "compose",
+    "effective_sample_size",
+    "log_partition",
     "of_class",
+    "r_hat",
     "sample",
 ]
 
@@ -53,7 +58,10 @@ _LAZY = {
     "SampleBuffer": ".buffer",
     "class_energies": ".composition",
     "compose": ".composition",
+    "effective_sample_size": ".samplers",
+    "log_partition": ".likelihood",
     "of_class": ".composition",
+    "r_hat": ".samplers",
     "sample": ".samplers",
 }
 

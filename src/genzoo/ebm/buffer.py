@@ -5,13 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+POLICIES = ("slots", "ring", "reservoir")
+"""Where samples go back to, see `SampleBuffer`."""
+
 
 class SampleBuffer:
     """Samples of the model as bytes, each with its label (Du and Mordatch, 2019, Section 3.2).
 
-    Of a batch, a small part begins anew from uniform noise, with random labels; the others go on
-    from where they were left. (In the authors' code a sample goes on under the label of the batch;
-    here it keeps its own.)
+    Of a batch, a small part begins anew from uniform noise, with labels of the data; the others go
+    on from where they were left. (In the authors' code a sample goes on under the label of the
+    batch; here it keeps its own.)
 
     Args:
         capacity: Samples N that it holds, filled from the start with uniform noise.
@@ -44,8 +47,8 @@ class SampleBuffer:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         if not 0 <= reinit_probability <= 1:
             raise ValueError(f"reinit_probability must be in [0, 1], got {reinit_probability}")
-        if policy not in ("slots", "ring", "reservoir"):
-            raise ValueError(f"policy must be 'slots', 'ring' or 'reservoir', got {policy!r}")
+        if policy not in POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
         self.num_classes, self.policy = num_classes, policy
         self.reinit_probability = reinit_probability
         size = (capacity, *shape)
@@ -58,13 +61,18 @@ class SampleBuffer:
         return len(self.bytes)
 
     def draw(
-        self, batch_size: int, generator: torch.Generator | None = None
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Takes out where chains begin.
 
         Args:
             batch_size: How many, no more than the buffer holds.
             generator: The source of random numbers, on the CPU.
+            labels: (B,), of a batch of data, for the samples that begin anew: so classes are as
+                frequent as in the data. Drawn uniformly unless given.
 
         Returns:
             Samples (B, C, H, W) in [-1, 1], labels (B,) or None, and their places (B,), all
@@ -82,7 +90,11 @@ class SampleBuffer:
         samples = torch.where(is_new[:, None, None, None], fresh, old)
         if self.labels is None:
             return samples, None, places
-        labels = torch.randint(self.num_classes, (batch_size,), generator=generator).to(device)
+        if labels is None:
+            labels = torch.randint(self.num_classes, (batch_size,), generator=generator)
+        elif labels.shape != (batch_size,):
+            raise ValueError(f"labels must be ({batch_size},), got {tuple(labels.shape)}")
+        labels = labels.to(device)
         return samples, torch.where(is_new, labels, self.labels[places]), places
 
     def store(
@@ -144,9 +156,15 @@ class SampleBuffer:
                 if shapes[0] != shapes[1]
                 else "one of the buffers has labels and the other has none"
             )
+        labels: Any = state["labels"]
+        if labels is not None and int(labels.max()) >= self.num_classes:
+            raise ValueError(
+                f"the buffer that was saved has labels up to {int(labels.max())}, this one "
+                f"{self.num_classes} classes"
+            )
         self.bytes.copy_(state["bytes"])
         if self.labels is not None:
-            self.labels.copy_(state["labels"])
+            self.labels.copy_(labels)
         self.num_seen = state["num_seen"]
 
 

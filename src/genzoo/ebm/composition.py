@@ -1,5 +1,6 @@
 """Energies made of energies, and what else the energy of an image tells."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,8 +32,10 @@ def compose(
         energies: Pairs of an energy, (B, ...) -> (B,), and its weight. A class of a conditional one
             is `of_class(model, label)`.
         mode: "product" or "mixture".
-        data: (N, ...), by whose standard deviation under each energy that energy is divided.
-            Energies of networks that were trained apart have no common scale otherwise.
+        data: (N, ...), on which every energy is given the mean 0 and the standard deviation 1.
+            Energies of networks that were trained apart have no common scale otherwise, and those
+            of a mixture no common zero. The sizes of the chains' steps are those for such energies
+            then.
 
     Raises:
         ValueError: If there are none, a weight does not fit the mode, or an energy is the same for
@@ -43,38 +46,56 @@ def compose(
     if mode not in ("product", "mixture"):
         raise ValueError(f"mode must be 'product' or 'mixture', got {mode!r}")
     weights = [weight for _, weight in energies]
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"weights are finite numbers, got {weights}")
     if mode == "mixture" and not min(weights) > 0:
         raise ValueError(f"the weights of a mixture are positive, got {weights}")
-    scales = [1.0] * len(energies)
+    zeros, scales = [0.0] * len(energies), [1.0] * len(energies)
     if data is not None:
         with torch.no_grad():
-            scales = [float(energy(data).double().std()) for energy, _ in energies]
-        if not min(scales) > 0:
-            raise ValueError(f"an energy is the same for all data: they spread by {scales}")
+            found = [energy(data).double() for energy, _ in energies]
+        zeros = [float(values.mean()) for values in found]
+        scales = [float(values.std()) for values in found]
+        if not all(scale > 0 and math.isfinite(scale) for scale in scales):
+            raise ValueError(
+                f"energies must differ between data, and be finite: they spread by {scales}"
+            )
 
     def total(x: Tensor) -> Tensor:
-        found = torch.stack(
-            [energy(x) / scale for (energy, _), scale in zip(energies, scales, strict=True)]
-        )  # (E, B)
-        factors = torch.tensor(weights, dtype=found.dtype, device=found.device)[:, None]
+        # Plain numbers, so that nothing has to come to the device at every step.
+        found = [
+            (energy(x) - zero) / scale
+            for (energy, _), zero, scale in zip(energies, zeros, scales, strict=True)
+        ]
         if mode == "product":
-            return (factors * found).sum(dim=0)
-        return -torch.logsumexp(factors.log() - found, dim=0)
+            return torch.stack(
+                [weight * values for weight, values in zip(weights, found, strict=True)]
+            ).sum(dim=0)
+        terms = [math.log(weight) - values for weight, values in zip(weights, found, strict=True)]
+        return -torch.logsumexp(torch.stack(terms), dim=0)
 
     return total
 
 
-def of_class(model: EnergyModel, label: int) -> Energy:
-    """The energy of one class of a conditional model, as a function of images alone.
+def of_class(model: EnergyModel, label: int | Tensor) -> Energy:
+    """The energy under a class of a conditional model, as a function of images alone.
+
+    Args:
+        model: In evaluation mode.
+        label: One class for all images, or (B,), one for each of as many images.
 
     Raises:
-        ValueError: If the model has no such class.
+        ValueError: If the model has no such class, or is in training mode.
     """
-    if not 0 <= label < model.config.num_classes:
+    labels = torch.as_tensor(label)
+    if model.training:
+        raise ValueError("the energy is in training mode: call its eval() first")
+    if not (0 <= int(labels.min()) and int(labels.max()) < model.config.num_classes):
         raise ValueError(f"there is no class {label} of {model.config.num_classes}")
+    labels = labels.to(model.device)
 
     def energy(x: Tensor) -> Tensor:
-        return model(x, torch.full((len(x),), label, device=x.device))
+        return model(x, labels.expand(len(x)))
 
     return energy
 
@@ -83,9 +104,9 @@ def of_class(model: EnergyModel, label: int) -> Energy:
 def class_energies(model: EnergyModel, images: Tensor, batch_size: int = 256) -> Tensor:
     """The energy of each image under each class, (B, K); without classes (B, 1).
 
-    The class of an image is the one of the lowest energy, p(c | x) being proportional to
-    exp(-E(x, c)). How much an image is like the data at all is said by the lowest: the higher, the
-    further out of distribution.
+    The class of an image is the one of the lowest energy where all classes have one Z, as those of
+    a density of images and classes do: p(c | x) is proportional to exp(-E(x, c)). How much an image
+    is like the data at all is said by the lowest: the higher, the further out of distribution.
 
     Args:
         model: An energy in evaluation mode.

@@ -9,10 +9,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from ..data import ImageDataset, load_images, to_model_range
+from ..data import ImageDataset, load_images
 from ..evaluation.images import conditional_accuracy
 from ..evaluation.pipelines import evaluate_pipeline, judge_labels, load_network, trained_on
 from ..runtime import command, generator_for, hardware, versions
+from .buffer import dequantize
 from .colors import color_of, gray
 from .composition import class_energies, compose, of_class
 from .likelihood import log_partition
@@ -72,7 +73,10 @@ def evaluate_energy(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = EBMPipeline.from_pretrained(folder).to(device)
     pipe.set_progress_bar_config(disable=True)
-    steps = num_inference_steps or pipe.scheduler.config.num_inference_steps
+    steps = num_inference_steps
+    steps = pipe.scheduler.config.num_inference_steps if steps is None else steps
+    if recipe.companion is not None and companion is None:
+        raise ValueError(f"{recipe.name} is measured together with {recipe.companion}: give it")
     model, source = pipe.ebm, trained_on(folder) if dataset is None else dataset
 
     def load(split: str, source: ImageDataset | str | Path = source) -> ImageDataset:
@@ -122,14 +126,14 @@ def evaluate_energy(
             dataset,
             feature_network=feature_network,
             split=split,
-            num_images=num_images or NUM_IMAGES,
+            num_images=NUM_IMAGES if num_images is None else num_images,
             seed=seed,
             settings={"num_inference_steps": steps},
             facts={"truncation": None, "chain_start": "noise"},
         )
     else:
         other = EBMPipeline.from_pretrained(companion).to(device).ebm
-        count = num_images or NUM_COMPOSED
+        count = NUM_COMPOSED if num_images is None else num_images
         found = right_of_composed(model, other, pipe.scheduler, network, count, steps, seed)
         add(started, found, num_generated=count, **judge, **chains)
 
@@ -144,20 +148,21 @@ def evaluate_energy(
         truth = images[:, None].float() / 255
         half = truth.shape[-2] // 2
         error = (completed.mean(dim=1, keepdim=True) - truth)[..., half:, :].square().mean()
-        nearest = nearest_images(images, labels, load("train"))
-        nearest_error = (nearest.float() / 255 - truth[:, 0])[..., half:, :].square().mean()
         with torch.no_grad():
             logits = network(completed[:, 0].to(device) * 2 - 1).logits.cpu()
         facts = {"num_real": count, "num_generated": NUM_COMPLETIONS * count}
         add(started, {"inpainting_mse": float(error)}, **facts, **chains)
-        add(started, {"inpainting_mse": float(nearest_error)}, num_real=count, reference=True)
+        if not isinstance(source, ImageDataset):  # which has no other images to be near
+            nearest = nearest_images(images, labels, load("train")).float() / 255
+            error = (nearest - truth[:, 0])[..., half:, :].square().mean()
+            add(started, {"inpainting_mse": float(error)}, num_real=count, reference=True)
         accuracy = conditional_accuracy(logits, classes[chosen])
         facts |= {"num_generated": count}
         add(started, {"inpainting_accuracy": accuracy}, **facts, **judge, **chains)
 
     started = time.monotonic()
     some = torch.randperm(len(real), generator=generator_for(seed, 4))[:NUM_JUDGED]
-    inside = class_energies(model, to_model_range(real.images[some]))  # (N, K)
+    inside = class_energies(model, centered(real.images[some]))  # (N, K)
     if model.config.num_classes and real.labels is not None:
         accuracy = float((inside.argmin(dim=1) == real.labels[some]).double().mean())
         add(started, {"energy_accuracy": accuracy}, num_real=len(some))
@@ -166,12 +171,12 @@ def evaluate_energy(
     add(started, {"auroc_noise": auroc(inside, outside)}, num_real=len(some))
     if recipe.outlier_data is not None:
         others = load(split, recipe.outlier_data)
-        outside = class_energies(model, to_model_range(others.images[: len(some)]))
+        outside = class_energies(model, centered(others.images[: len(some)]))
         name = f"{real.name} + {others.name}"
         add(started, {"auroc": auroc(inside, outside)}, num_real=len(some), dataset=name)
 
     started = time.monotonic()
-    bounds = log_likelihood_bounds(model, real, pipe, steps, seed)
+    bounds = log_likelihood_bounds(model, real, seed)
     add(started, bounds, num_real=min(NUM_JUDGED, len(real)))
     return rows
 
@@ -253,13 +258,7 @@ def right_of_composed(
     for first in range(0, num_images, BATCH_SIZE):
         rows = slice(first, first + BATCH_SIZE)
         digit, color = digits[rows], colors[rows]
-        # The labels change from sample to sample, which a function of the images alone may know.
-        energy = compose(
-            [
-                (lambda x, c=digit: by_digit(x, c), 0.5),
-                (lambda x, c=color: by_color(x, c), 0.5),
-            ]
-        )
+        energy = compose([(of_class(by_digit, digit), 0.5), (of_class(by_color, color), 0.5)])
         config = model.config
         size = (len(digit), config.num_channels, config.image_size, config.image_size)
         start = torch.rand(size, generator=generator_for(seed, 7, first)).to(device) * 2 - 1
@@ -293,41 +292,33 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     return float(roc_auc_score(is_outside.numpy(), scores.numpy()))
 
 
-def log_likelihood_bounds(
-    model: EnergyModel, real: ImageDataset, pipe: EBMPipeline, steps: int, seed: int
-) -> dict[str, float]:
+def centered(images: Tensor) -> Tensor:
+    """Bytes to the middles of the parts of [-1, 1] that training shows energies."""
+    return dequantize(images, torch.full((1,), 0.5))
+
+
+def log_likelihood_bounds(model: EnergyModel, real: ImageDataset, seed: int) -> dict[str, float]:
     """Bounds of the mean of log p(x), or of log p(x | c), in nats of an image in [-1, 1].
 
-    At temperature one, which is not the one that the chains of IGEBM have. The bound from below
-    uses samples of the chains for those of the energy.
+    At temperature one, which is not the one that the chains of IGEBM have.
     """
     config = model.config
     shape = (config.num_channels, config.image_size, config.image_size)
-    images = to_model_range(real.images[:NUM_JUDGED])
+    images = centered(real.images[:NUM_JUDGED])
     energies = class_energies(model, images)  # (N, K)
     num_kinds = energies.shape[1]
     kinds = real.labels[:NUM_JUDGED] if config.num_classes and real.labels is not None else None
     kinds = torch.zeros(len(images), dtype=torch.int64) if kinds is None else kinds
     lower, upper = torch.zeros(num_kinds), torch.zeros(num_kinds)
     for kind in range(num_kinds):
-        settings: Any = {"class_labels": kind} if config.num_classes else {}
-        start: Any = pipe(
-            8,
-            num_inference_steps=steps,
-            generator=generator_for(seed, 9, kind),
-            output_type="pt",
-            **settings,
-        ).images
         found = log_partition(
             of_class(model, kind) if config.num_classes else model,
             shape,
-            samples=start.clamp(1e-3, 1 - 1e-3) * 2 - 1,
             num_chains=8,
             num_distributions=50,
             generator=generator_for(seed, 10, kind),
             device=model.device,
         )
-        assert found.upper is not None
         lower[kind], upper[kind] = found.lower, found.upper
     own = energies[torch.arange(len(kinds)), kinds]
     return {

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,12 @@ class LogPartition:
 
     Args:
         lower: In expectation at most log Z, in nats.
-        upper: In expectation at least log Z if the samples are the energy's own; None without them.
+        upper: In expectation at least log Z, if the samples are the energy's own.
         acceptance_rate: Share of the proposals that were taken on the way.
     """
 
     lower: float
-    upper: float | None
+    upper: float
     acceptance_rate: float
 
 
@@ -53,7 +54,8 @@ def log_partition(
     Args:
         energy: (B, ...) -> (B,), for x in the box.
         shape: Of one x.
-        samples: (N, ...) of exp(-E), for the bound from above. It is one as far as they are.
+        samples: (N, ...) of exp(-E), for the bound from above, which is one as far as they are. By
+            default the chains that have arrived go on there, for as many steps again.
         num_chains: How many go forward.
         num_distributions: Values of b; the more, the nearer the bounds.
         step_size: Of the integrator, for u.
@@ -62,14 +64,16 @@ def log_partition(
         device: Where.
 
     Raises:
-        ValueError: If a sample is outside the box, or a count is below one.
+        ValueError: If a sample is outside the box, a count is below one, or energies are not
+            finite.
     """
     if num_chains < 1 or num_distributions < 1:
         raise ValueError(
             f"there must be a chain and a distribution, got {num_chains} and {num_distributions}"
         )
     sampler = HMC(step_size, num_leapfrog_steps)
-    taken = made = 0.0
+    taken: Any = 0.0
+    made = 0
 
     def tempered(beta: float) -> Energy:
         def total(u: Tensor) -> Tensor:
@@ -80,8 +84,8 @@ def log_partition(
         return total
 
     @torch.no_grad()
-    def log_weights(u: Tensor, betas: list[float]) -> Tensor:
-        """Of chains from u along the betas, (B,)."""
+    def log_weights(u: Tensor, betas: list[float]) -> tuple[Tensor, Tensor]:
+        """Of chains from u along the betas, (B,), and where they end."""
         nonlocal taken, made
         found = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         for before, after in pairwise(betas):
@@ -89,8 +93,8 @@ def log_partition(
             current = tempered(after)
             state = sampler.step(current, sampler.start(current, u), generator)
             u = state.samples
-            taken, made = taken + float(state.num_accepted.sum()), made + len(u)
-        return found
+            taken, made = taken + state.num_accepted.sum(), made + len(u)
+        return found, u
 
     def log_mean_exp(values: Tensor) -> float:
         return float(torch.logsumexp(values, dim=0)) - math.log(len(values))
@@ -99,15 +103,20 @@ def log_partition(
     volume = math.prod(shape) * math.log(2)
     chances = torch.rand((num_chains, *shape), generator=generator, device=_home(generator, device))
     start = torch.logit(chances.to(device), eps=1e-6)
-    lower = log_mean_exp(log_weights(start, betas)) + volume
-    upper = None
-    if samples is not None:
-        if not samples.abs().max() <= 1:
-            raise ValueError(f"samples must be in [-1, 1], got {float(samples.abs().max()):g}")
-        inside = samples.to(device).clamp(-1 + 1e-6, 1 - 1e-6)
-        back = log_weights(2 * torch.atanh(inside), betas[::-1])
-        upper = volume - log_mean_exp(back)
-    return LogPartition(lower, upper, taken / made)
+    forward, ends = log_weights(start, betas)
+    if samples is None:
+        _, ends = log_weights(ends, [1.0] * len(betas))
+    else:
+        if not len(samples) or not samples.abs().max() <= 1:
+            raise ValueError("samples must be some, and in [-1, 1]")
+        ends = 2 * torch.atanh(samples.to(device).clamp(-1 + 1e-6, 1 - 1e-6))
+    backward, _ = log_weights(ends, betas[::-1])
+    found = LogPartition(
+        volume + log_mean_exp(forward), volume - log_mean_exp(backward), float(taken / made)
+    )
+    if not (math.isfinite(found.lower) and math.isfinite(found.upper)):
+        raise ValueError(f"the energies are not finite: log Z came out as {found}")
+    return found
 
 
 def _home(generator: torch.Generator | None, device: torch.device | str) -> torch.device | str:

@@ -11,6 +11,7 @@ contrastive divergence (Hinton, 2002), chains that go on from step to step persi
 divergence (Tieleman, 2008), chains that start from noise short-run learning (Nijkamp et al., 2019).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +40,7 @@ def igebm(positive: Tensor, negative: Tensor, l2_weight: float = 1.0) -> Tensor:
 
 def log_sum_exp(positive: Tensor, negative: Tensor) -> Tensor:
     """E(x+) + log mean exp(-E(x-)): samples of low energy count more (Du and Mordatch's code)."""
-    count = torch.tensor(float(len(negative)), device=negative.device)
-    return positive.mean() + torch.logsumexp(-negative, dim=0) - count.log()
+    return positive.mean() + torch.logsumexp(-negative, dim=0) - math.log(len(negative))
 
 
 def softplus(positive: Tensor, negative: Tensor) -> Tensor:

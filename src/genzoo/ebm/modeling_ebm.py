@@ -15,20 +15,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-# name: (channels of the stem and after each block, which blocks halve the image). The first is for
-# 28 pixels and a CPU; the others are the paper's, of 32 pixels and of 128.
+# name: (channels of the stem and after each block, which blocks halve the image, size of the
+# convolution beside a block). The first is for 28 pixels and a CPU; the others are the paper's, of
+# 32 pixels and of 128.
 BACKBONES = {
-    "small": ([32, 32, 64, 64], [True, True, False]),
-    "resnet32": ([128, 128, 128, 256, 256, 256, 256], [True, False, True, False, True, False]),
+    "small": ([32, 32, 64, 64], [True, True, False], 1),
+    "resnet32": ([128, 128, 128, 256, 256, 256, 256], [True, False, True, False, True, False], 3),
     "large": (
         [128, 128, 128, 128, 256, 256, 256, 512, 512, 512],
         [True, False, False, True, False, False, True, False, False],
+        3,
     ),
     "wider": (
         [128, 256, 256, 256, 512, 512, 512, 1024, 1024, 1024],
         [True, False, False, True, False, False, True, False, False],
+        3,
     ),
-    "resnet128": ([64, 64, 128, 256, 512, 512, 512], [True, True, True, True, True, False]),
+    "resnet128": ([64, 64, 128, 256, 512, 512, 512], [True, True, True, True, True, False], 3),
 }
 
 ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.2), "swish": F.silu}
@@ -43,10 +46,14 @@ class EBMConfig(PreTrainedConfig):
         num_channels: 1 for gray images, 3 for color.
         num_classes: Number K of classes of a conditional energy E(x, c); 0 means unconditional.
             Their names are `id2label`.
-        backbone: Where `channels` and `downsamples` come from, if they are not given: "small" (for
-            28 pixels), or the paper's "resnet32", "large", "wider" and "resnet128".
+        backbone: Where `channels`, `downsamples` and `shortcut_kernel_size` come from, if they are
+            not given: "small" (for 28 pixels), or the paper's "resnet32", "large", "wider" and
+            "resnet128".
         channels: Channels after the first convolution and after each residual block.
         downsamples: For each block whether it halves the image.
+        shortcut_kernel_size: Of the convolution beside a block. 3, the paper's, stands where the
+            number of channels changes; 1, igebm-pytorch's, also where the image is halved, and
+            costs little. Channels that are given come with 1.
         activation: "leaky_relu", of slope 0.2 below zero, or "swish", which is smooth.
         use_spectral_norm: Whether all weights but those of the last layer are divided by their
             spectral norm.
@@ -65,6 +72,7 @@ class EBMConfig(PreTrainedConfig):
     backbone: str = "resnet32"
     channels: list[int] | None = None
     downsamples: list[bool] | None = None
+    shortcut_kernel_size: int | None = None
     activation: str = "leaky_relu"
     use_spectral_norm: bool = True
     attention_after: int | None = None
@@ -73,9 +81,13 @@ class EBMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if self.backbone in BACKBONES:
-            channels, downsamples = BACKBONES[self.backbone]
+            channels, downsamples, kernel_size = BACKBONES[self.backbone]
+            if self.shortcut_kernel_size is None:
+                self.shortcut_kernel_size = 1 if self.channels else kernel_size
             self.channels = self.channels or list(channels)
             self.downsamples = self.downsamples or list(downsamples)
+        elif self.shortcut_kernel_size is None:
+            self.shortcut_kernel_size = 1
         if self.id2label is None and self.num_classes > 0:
             kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
@@ -116,6 +128,10 @@ class EBMConfig(PreTrainedConfig):
             )
         if min(self.channels) < 1:
             raise ValueError(f"channels must be at least 1, got {self.channels}")
+        if self.shortcut_kernel_size not in (1, 3):
+            raise ValueError(
+                f"shortcut_kernel_size must be 1 or 3, got {self.shortcut_kernel_size}"
+            )
         if self.image_size >> sum(self.downsamples) < 1:
             raise ValueError(
                 f"an image of {self.image_size} pixels cannot be halved "
@@ -201,7 +217,7 @@ class ClassGain(nn.Embedding):
 
 
 class EBMBlock(nn.Module):
-    """Conv, act, conv, beside it a 1x1 convolution or nothing; then halve, and act.
+    """Conv, act, conv, beside it another convolution or nothing; then halve, and act.
 
     With classes, gains and biases follow each convolution. (The authors' code adds the first bias
     before the convolution and has no first gain; this is the later PyTorch version's block.)
@@ -218,11 +234,19 @@ class EBMBlock(nn.Module):
         if has_classes:
             self.gain1 = ClassGain(config.num_classes, out_channels)
             self.gain2 = ClassGain(config.num_classes, out_channels)
-        self.shortcut = (
-            EBMConv2d(in_channels, out_channels, 1, bias=False, has_spectral_norm=norm)
-            if downsample or in_channels != out_channels
-            else nn.Identity()
-        )
+        size = config.shortcut_kernel_size or 1
+        has_shortcut = in_channels != out_channels or (downsample and size == 1)
+        self.shortcut: nn.Module = nn.Identity()
+        if has_shortcut:
+            self.shortcut = EBMConv2d(
+                in_channels,
+                out_channels,
+                size,
+                padding=size // 2,
+                bias=False,
+                has_spectral_norm=norm,
+            )
+        self.pools_first = size == 1
 
     def forward(self, x: Tensor, class_labels: Tensor | None) -> Tensor:
         """(B, C, H, W), (B,) -> (B, C', H/2, W/2), or (B, C', H, W) without halving."""
@@ -233,10 +257,11 @@ class EBMBlock(nn.Module):
         h = self.conv2(self.activation(h))
         if class_labels is not None:
             h = self.gain2.modulate(h, class_labels)
-        if self.downsample:
+        if self.downsample and self.pools_first:
             # Averaging and a 1x1 convolution commute, and this order costs a quarter.
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        return self.activation(h + self.shortcut(x))
+            return self.activation(F.avg_pool2d(h, 2) + self.shortcut(F.avg_pool2d(x, 2)))
+        h = h + self.shortcut(x)
+        return self.activation(F.avg_pool2d(h, 2) if self.downsample else h)
 
 
 class EBMAttention(nn.Module):
@@ -255,6 +280,14 @@ class EBMAttention(nn.Module):
         query, key, value = (part(h).flatten(2) for part in (self.query, self.key, self.value))
         weights = (query.transpose(1, 2) @ key).softmax(dim=-1)  # (B, HW, HW)
         return h + self.gamma * (value @ weights.transpose(1, 2)).view_as(h)
+
+
+class EnergyHead(nn.Linear):
+    """Features to one number, which is as precise as they are: weights may be of half precision."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, D) -> (B,)."""
+        return (h * self.weight[0]).sum(dim=1) + self.bias
 
 
 class EnergyModel(PreTrainedModel):
@@ -292,7 +325,7 @@ class EnergyModel(PreTrainedModel):
         )
         if config.attention_after is not None:
             self.attention = EBMAttention(config, channels[config.attention_after + 1])
-        self.head = nn.Linear(channels[-1], 1)
+        self.head = EnergyHead(channels[-1], 1)
         self.post_init()
 
     @property
@@ -355,8 +388,7 @@ class EnergyModel(PreTrainedModel):
                 h = self.attention(h)
         # At least float32 from here on, under autocast too, which leaves these operations alone.
         h = self.last_activation(h.to(torch.promote_types(h.dtype, torch.float32)))
-        h = h.sum(dim=(2, 3))  # (B, D, H, W) -> (B, D)
-        return (h * self.head.weight[0]).sum(dim=1) + self.head.bias
+        return self.head(h.sum(dim=(2, 3)))  # (B, D, H, W) -> (B, D) -> (B,)
 
     def score(self, pixel_values: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """The gradient of the log density, -dE/dx, (B, C, H, W).
@@ -397,7 +429,18 @@ class EnergyModel(PreTrainedModel):
             raise ValueError("this energy is unconditional and takes no class_labels")
         if not isinstance(class_labels, Tensor) or class_labels.is_floating_point():
             raise ValueError("class_labels must be a tensor of integers")
+        if class_labels.dtype in (torch.bool, torch.uint8):
+            raise ValueError(f"class_labels must be integers, got {class_labels.dtype}")
         if class_labels.shape != pixel_values.shape[:1]:
             raise ValueError(
                 f"class_labels must be ({len(pixel_values)},), got {tuple(class_labels.shape)}"
+            )
+        # Looked at where it costs no wait; a device would die of a wrong one.
+        is_here = class_labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_here and not 0 <= int(class_labels.min()) <= int(class_labels.max()) < (
+            config.num_classes
+        ):
+            raise ValueError(
+                f"class_labels must be below {config.num_classes} and at least 0, got "
+                f"{int(class_labels.min())} to {int(class_labels.max())}"
             )

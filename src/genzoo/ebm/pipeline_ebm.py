@@ -68,8 +68,9 @@ class EBMPipeline(ImagePipeline):
             num_images: How many; by default as many as there are images or class labels, else one.
             class_labels: One class for all images or one for each, by name (`ebm.config.id2label`)
                 or number. A labeled model without them draws each class with the same probability.
-            images: Where the chains begin, in the place of uniform noise: data, or what a
-                `SampleBuffer` holds; (B, C, H, W) in [0, 1], or pictures.
+            images: Where the chains begin, in the place of uniform noise, such as data; (B, C, H,
+                W) in [0, 1], (B, H, W, C) as an array, or pictures. The samples of a `SampleBuffer`
+                are in [-1, 1]: pass `samples / 2 + 0.5`.
             num_inference_steps: Steps of a chain; the scheduler's own number unless given.
             generator: The source of random numbers: one, or one for each image.
             keep_every: Keeps the states after every so many steps, for `trajectory`.
@@ -129,13 +130,13 @@ class EBMPipeline(ImagePipeline):
             num_steps = int(self.scheduler.config.num_inference_steps)
         num_images = len(start)
         self.check_generators(generator, num_images)
-        if keep_every is not None and keep_every < 1:
-            raise ValueError(f"keep_every must be at least 1, got {keep_every}")
         if unknown := {*callback_inputs} - {"samples"}:
             raise ValueError(f"a callback can get samples, not {', '.join(sorted(unknown))}")
         labels = self.labels_for(labels, num_images, generator)
         if num_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_steps}")
+        if keep_every is not None and not 1 <= keep_every <= num_steps:
+            raise ValueError(f"keep_every must be in 1 .. {num_steps}, got {keep_every}")
         device, network = self._execution_device, self.ebm.eval()
         done, energies, kept = [], [], []
         num_batches = -(-num_images // batch_size)
@@ -148,14 +149,19 @@ class EBMPipeline(ImagePipeline):
                 states = []
 
                 def score(x: Tensor, c: Tensor | None = c) -> Tensor:
-                    return network.score(x.to(network.dtype), c)
+                    # Through a call, where hooks bring the weights of a network that is elsewhere.
+                    def total(z: Tensor) -> Tensor:
+                        return network(z, c).sum()
+
+                    return -torch.func.grad(total)(x.to(network.dtype))
 
                 def hold(x: Tensor, move: Any = move, begin: Tensor = begin) -> Tensor:
                     return torch.where(move, x, begin)
 
                 def after(step: int, x: Tensor, states: list[Tensor] = states) -> Tensor:
                     if callback is not None:
-                        x = (callback(self, step, step, {"samples": x}) or {}).get("samples", x)
+                        given = {"samples": x} if "samples" in callback_inputs else {}
+                        x = (callback(self, step, step, given) or {}).get("samples", x)
                     if keep_every and (step + 1) % keep_every == 0:
                         states.append(x)
                     progress.update()
@@ -185,7 +191,24 @@ class EBMPipeline(ImagePipeline):
         trajectory = (torch.cat(kept, dim=1) / 2 + 0.5).clamp(0, 1) if kept else None
         return EBMPipelineOutput(images=images, energies=found, trajectory=trajectory)
 
-    def to_pixels(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+    def draw_trajectory(self, trajectory: Tensor, scale: int = 2) -> Image.Image:
+        """One picture of how images came about: a row for each, from left to right.
+
+        Args:
+            trajectory: (N, B, C, H, W) in [0, 1], as a call returns it.
+            scale: How many pixels of the picture a pixel of an image takes, in both directions.
+        """
+        num_states, num_images = trajectory.shape[:2]
+        side = trajectory.shape[-1] * scale
+        states = self.to_output(trajectory.flatten(0, 1) * 2 - 1, "pil")
+        picture = Image.new(states[0].mode, (num_states * side, num_images * side))
+        for index, state in enumerate(states):
+            column, row = divmod(index, num_images)
+            state = state.resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(state, (column * side, row * side))
+        return picture
+
+    def to_pixels(self, images: Tensor | Image.Image | Sequence[Image.Image] | Any) -> Tensor:
         """Images in [0, 1], or pictures, as (B, C, H, W) in [-1, 1].
 
         Raises:
@@ -193,8 +216,13 @@ class EBMPipeline(ImagePipeline):
         """
         config = self.ebm.config
         size = (config.num_channels, config.image_size, config.image_size)
+        if hasattr(images, "ndim") and not isinstance(images, Tensor):
+            # An array (B, H, W, C), as a call returns it.
+            images = torch.as_tensor(images).movedim(-1, -3)
         if not isinstance(images, Tensor):
             pictures = [images] if isinstance(images, Image.Image) else [*images]
+            if not all(isinstance(picture, Image.Image) for picture in pictures):
+                raise ValueError("images must be a tensor, an array (B, H, W, C) or pictures")
             mode = "L" if config.num_channels == 1 else "RGB"
             images = torch.stack([_to_tensor(picture.convert(mode)) for picture in pictures])
         if images.dim() == 3:
@@ -254,7 +282,8 @@ class EBMInpaintPipeline(EBMPipeline):
             images: (B, C, H, W) in [0, 1], or pictures.
             mask: Where pixels are missing: true, one or white, as for diffusers' inpainting; (H, W)
                 for all images, (B, 1, H, W) for each, or a picture.
-            class_labels: As for `EBMPipeline`, one for all images or one for each.
+            class_labels: As for `EBMPipeline`, one for all images or one for each; an energy with
+                classes demands them. (`genzoo.ebm.class_energies` tells the class of whole images.)
             num_completions: How many of each image; those of one follow each other.
             num_inference_steps: As for `EBMPipeline`.
             generator: As for `EBMPipeline`.
@@ -274,6 +303,11 @@ class EBMInpaintPipeline(EBMPipeline):
         known = self.to_pixels(images)
         missing = self._missing(mask, len(known))
         labels = None if class_labels is None else self.label_ids(class_labels)
+        if labels is None and (names := self.ebm.config.num_classes and self.ebm.config.id2label):
+            raise ValueError(
+                "this energy has classes: say by class_labels of which each image is "
+                f"({', '.join(names.values())})"
+            )
         if labels is not None and len(labels) not in (1, len(known)):
             raise ValueError(
                 f"{len(known)} images need 1 or {len(known)} class labels, got {len(labels)}"
@@ -281,7 +315,8 @@ class EBMInpaintPipeline(EBMPipeline):
         if labels is not None and len(labels) > 1:
             labels = labels.repeat_interleave(num_completions)
         known, missing = (x.repeat_interleave(num_completions, dim=0) for x in (known, missing))
-        start = torch.where(missing, self._noise(len(known), generator).to(known.device), known)
+        noise = self._noise(len(known), generator)
+        start = torch.where(missing.to(known.device), noise.to(known.device), known)
         return self._run(
             start,
             missing,

@@ -51,12 +51,16 @@ class SamplerOutput:
         samples: (B, ...), the last state of each chain.
         energies: (B,), of them.
         acceptance_rate: Share of the proposals that were taken; None where all are.
-        trajectory: (N, B, ...), the states that were kept, if any.
+        swap_rates: (R - 1,), share of the swaps between neighbouring temperatures that were made;
+            None without several.
+        trajectory: (N, B, ...), the states that were kept, if any. `effective_sample_size` and
+            `r_hat` tell how far they can be trusted.
     """
 
     samples: Tensor
     energies: Tensor
     acceptance_rate: float | None = None
+    swap_rates: Tensor | None = None
     trajectory: Tensor | None = None
 
 
@@ -83,7 +87,9 @@ def energy_and_score(energy: Energy, samples: Tensor) -> tuple[Tensor, Tensor]:
     return energies, -gradient
 
 
-def _start(energy: Energy, samples: Tensor) -> ChainState:
+def _start(energy: Energy, samples: Tensor, bounds: tuple[float, float] | None) -> ChainState:
+    if bounds is not None and bool(_outside(samples, bounds).any()):  # pyright: ignore
+        raise ValueError(f"chains must begin within the bounds {bounds}")
     energies, scores = energy_and_score(energy, samples)
     return ChainState(samples, energies, scores, torch.zeros_like(energies, dtype=torch.int64))
 
@@ -102,9 +108,9 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(like.shape, generator=generator, device=device).to(like)
 
 
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) as (B, 1, ...)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+def _rows(values: Any, like: Tensor) -> Any:
+    """(B,) as (B, 1, ...); a number as it is."""
+    return values.view(-1, *[1] * (like.dim() - 1)) if isinstance(values, Tensor) else values
 
 
 def _squared(x: Tensor) -> Tensor:
@@ -136,7 +142,7 @@ def _take(state: ChainState, proposal: ChainState, log_ratio: Tensor, chance: Te
 class MALA:
     """The Metropolis-adjusted Langevin algorithm (Roberts and Tweedie, 1996).
 
-    It proposes what `LangevinScheduler(step_size)` would do,
+    It proposes what `LangevinScheduler(step_size)` does at T = 1,
 
         x' = x - s/2 * grad U(x) + sqrt(s) * xi,    U = E / T,
 
@@ -145,7 +151,7 @@ class MALA:
         log q(x' | x) = -|x' - x + s/2 * grad U(x)|^2 / (2s).
 
     (Su, 2019, kexue.fm/archives/6331, writes q without the half; the chain would not keep the
-    density.)
+    density.) At another T than 1, it is `LangevinScheduler(s / T, T)` that proposes the same.
 
     Args:
         step_size: s.
@@ -162,32 +168,30 @@ class MALA:
 
     def start(self, energy: Energy, samples: Tensor) -> ChainState:
         """The state of chains that begin at `samples`."""
-        return _start(energy, samples)
+        return _start(energy, samples, self.bounds)
 
     def step(
         self, energy: Energy, state: ChainState, generator: torch.Generator | None = None
     ) -> ChainState:
         """One proposal for each chain, taken or not."""
-        temperature = torch.full_like(state.energies, self.temperature)
-        return _mala_step(energy, state, self.step_size, temperature, self.bounds, generator)
+        return _mala_step(energy, state, self.step_size, self.temperature, self.bounds, generator)
 
 
 def _mala_step(
     energy: Energy,
     state: ChainState,
     step_size: float | Tensor,
-    temperature: Tensor,
+    temperature: float | Tensor,
     bounds: tuple[float, float] | None,
     generator: torch.Generator | None,
 ) -> ChainState:
-    """With a step size and a temperature for each chain, (B,) each."""
+    """With a step size and a temperature of all chains, or one for each, (B,)."""
     x = state.samples
-    step = torch.as_tensor(step_size, dtype=x.dtype, device=x.device).expand(len(x))
-    rows, heat = _rows(step, x), _rows(temperature, x)
+    rows, heat = _rows(step_size, x), _rows(temperature, x)
     noise = randn_tensor(tuple(x.shape), generator=generator, device=x.device, dtype=x.dtype)
-    y = x + rows / 2 * state.scores / heat + rows.sqrt() * noise
+    y = x + rows / 2 * state.scores / heat + rows**0.5 * noise
     energies, scores = energy_and_score(energy, y)
-    back = -_squared(x - y - rows / 2 * scores / heat) / (2 * step)
+    back = -_squared(x - y - rows / 2 * scores / heat) / (2 * step_size)
     log_ratio = (state.energies - energies) / temperature + back + _squared(noise) / 2
     log_ratio = torch.where(_as_mask(_outside(y, bounds), log_ratio), -math.inf, log_ratio)
     proposal = ChainState(y, energies, scores, state.num_accepted)
@@ -227,7 +231,7 @@ class HMC:
 
     def start(self, energy: Energy, samples: Tensor) -> ChainState:
         """The state of chains that begin at `samples`."""
-        return _start(energy, samples)
+        return _start(energy, samples, self.bounds)
 
     def step(
         self, energy: Energy, state: ChainState, generator: torch.Generator | None = None
@@ -256,11 +260,21 @@ class TemperedState(ChainState):
 
     Args:
         replicas: The chains of all temperatures, (R * B, ...), the coldest first.
-        num_swapped: (R - 1,), swaps between neighbours so far, over all chains.
+        num_swapped: (R - 1,), swaps between neighbours so far, the mean over chains.
+        heat: (R * B,), the temperature of each.
     """
 
     replicas: ChainState | None = None
     num_swapped: Tensor | None = None
+    heat: Tensor | None = None
+
+    @property
+    def swap_rates(self) -> Tensor:
+        """(R - 1,), share of the swaps between neighbours that were made."""
+        assert self.num_swapped is not None
+        # Odd pairs are asked first, and then by turns.
+        asked = torch.arange(len(self.num_swapped), device=self.num_swapped.device) % 2
+        return self.num_swapped / ((self.num_proposed + asked) // 2).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -282,7 +296,7 @@ class ParallelTempering:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self):
-        _check(self.step_size, min(self.temperatures))
+        _check(self.step_size, min(self.temperatures, default=1.0))
         if len(self.temperatures) < 2 or sorted({*self.temperatures}) != [*self.temperatures]:
             raise ValueError(f"temperatures must be two at least, and rise: {self.temperatures}")
 
@@ -290,7 +304,8 @@ class ParallelTempering:
         """The state of chains that begin at `samples`, at every temperature."""
         copies = samples.repeat(len(self.temperatures), *[1] * (samples.dim() - 1))
         swaps = torch.zeros(len(self.temperatures) - 1, device=samples.device)
-        return self._seen(_start(energy, copies), swaps)
+        heat = torch.tensor(self.temperatures).to(samples).repeat_interleave(len(samples))
+        return self._seen(_start(energy, copies, self.bounds), swaps, heat)
 
     def step(
         self, energy: Energy, state: ChainState, generator: torch.Generator | None = None
@@ -298,9 +313,10 @@ class ParallelTempering:
         """One proposal for each chain, and one swap for every other pair."""
         assert isinstance(state, TemperedState)
         assert state.replicas is not None and state.num_swapped is not None
+        assert state.heat is not None
         replicas, num_rungs = state.replicas, len(self.temperatures)
         size = len(replicas.samples) // num_rungs
-        heat = torch.tensor(self.temperatures).to(replicas.energies).repeat_interleave(size)
+        heat = state.heat.to(replicas.energies.dtype)
         step_size = self.step_size * heat / self.temperatures[0]
         replicas = _mala_step(energy, replicas, step_size, heat, self.bounds, generator)
 
@@ -326,9 +342,9 @@ class ParallelTempering:
             energies=replicas.energies[order],
             scores=replicas.scores[order],
         )
-        return self._seen(replicas, swaps)
+        return self._seen(replicas, swaps, state.heat)
 
-    def _seen(self, replicas: ChainState, swaps: Tensor) -> TemperedState:
+    def _seen(self, replicas: ChainState, swaps: Tensor, heat: Tensor) -> TemperedState:
         size = len(replicas.samples) // len(self.temperatures)
         return TemperedState(
             samples=replicas.samples[:size],
@@ -338,6 +354,7 @@ class ParallelTempering:
             num_proposed=replicas.num_proposed,
             replicas=replicas,
             num_swapped=swaps,
+            heat=heat,
         )
 
 
@@ -365,12 +382,14 @@ def sample(
         keep_every: Keeps the state after every so many steps.
 
     Raises:
-        ValueError: If there are no steps, or energies are not one finite number for each sample,
-            at the start or at the end.
+        ValueError: If there are no steps, if chains begin out of bounds, or if energies are not one
+            finite number for each sample, at the start or at the end.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    x, kept = full_precision(x0), []
+    if keep_every is not None and not 1 <= keep_every <= num_steps:
+        raise ValueError(f"keep_every must be in 1 .. {num_steps}, got {keep_every}")
+    x, kept, swap_rates = full_precision(x0), [], None
     if isinstance(sampler, LangevinScheduler):
 
         def keep(step: int, state: Tensor) -> None:
@@ -394,8 +413,9 @@ def sample(
             if keep_every and (step + 1) % keep_every == 0:
                 kept.append(state.samples)
         x, energies, rate = state.samples, state.energies, float(state.acceptance_rate)
+        swap_rates = state.swap_rates if isinstance(state, TemperedState) else None
     _check_finite(energies, f"after {num_steps} steps; try smaller ones")
-    return SamplerOutput(x, energies, rate, torch.stack(kept) if kept else None)
+    return SamplerOutput(x, energies, rate, swap_rates, torch.stack(kept) if kept else None)
 
 
 def _check_finite(energies: Tensor, when: str) -> None:

@@ -34,7 +34,8 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
 
     With T = 1 and a small step s its stationary density is exp(-E) / Z. With `noise_std` the noise
     has a size of its own, so that T = noise_std^2 / s: papers take it far below one, which is noisy
-    descent rather than sampling. A paper that writes x - a * grad E has s = 2a.
+    descent rather than sampling. A paper that writes x - a * grad E has s = 2a. (`MALA` divides the
+    energy by T in the place of this: MALA(s * T, T) proposes what is done here.)
 
     The states of the chains are at least float32, whatever the network computes in: steps are too
     small for half precision.
@@ -49,8 +50,9 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
         gradient_clip_mode: "element" bounds each element, "norm" the norm over each sample.
         clamp: Least and greatest value that the state is cut to after a step, as [low, high].
         noise_first: Whether the noise of a step comes before its gradient, as in the code of Du
-            and Mordatch, so that the last thing that happens to a sample is descent;
-            `scale_model_input` adds it then. Otherwise gradient and noise are added together.
+            and Mordatch, so that the last thing that happens to a sample is descent: then a step
+            ends with the noise of the next, and the last with none. Otherwise gradient and noise
+            are added together.
         num_inference_steps: How many steps a pipeline takes unless it is told.
     """
 
@@ -122,20 +124,18 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
             return step_size, math.sqrt(step_size * config.temperature)
         return step_size, _between(config.noise_std, config.final_noise_std, progress)
 
-    def scale_model_input(
-        self,
-        sample: Tensor,
-        timestep: int | Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Tensor:
-        """Where the gradient is wanted: at the sample, or with `noise_first` near it.
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """The sample itself: energies see it as it is."""
+        return sample
 
-        What it returns is also what goes into `step`.
-        """
+    def begin(
+        self, sample: Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> Tensor:
+        """What the first step starts from: with `noise_first`, the sample and the first noise."""
+        sample = full_precision(sample)
         if not self.config.noise_first:
             return sample
-        _, noise_std = self._sizes_at(timestep)
-        return add_noise(full_precision(sample), noise_std, generator)
+        return add_noise(sample, self._sizes_at(0)[1], generator)
 
     def step(
         self,
@@ -150,7 +150,7 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
         Args:
             score: (B, ...), -grad E at `sample`.
             timestep: One of `timesteps`, which decides where annealing stands; None for the start.
-            sample: (B, ...), from `scale_model_input`.
+            sample: (B, ...), at first from `begin`.
             generator: The source of random numbers: one, or one for each sample.
             return_dict: Whether to return a `LangevinSchedulerOutput` or a tuple.
 
@@ -171,6 +171,10 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
             state = add_noise(state, noise_std, generator)
         if config.clamp is not None:
             state = state.clamp(*config.clamp)
+        is_last = timestep is not None and int(timestep) + 1 == len(self._sizes)
+        if config.noise_first and not is_last:
+            following = None if timestep is None else int(timestep) + 1
+            state = add_noise(state, self._sizes_at(following)[1], generator)
         return LangevinSchedulerOutput(prev_sample=state) if return_dict else (state,)
 
     def chain(
@@ -189,8 +193,8 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
             sample: (B, ...), where they begin.
             num_inference_steps: How many steps.
             generator: The source of random numbers: one, or one for each sample.
-            hold: What is done to the states before each gradient and after each step, to keep a
-                part of them as it is.
+            hold: What is done to the states at the start and after each step, to keep a part of
+                them as it is.
             on_step_end: Called with the number of the step and the states after it; what it returns
                 replaces them.
 
@@ -198,10 +202,9 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
             (B, ...), where they end.
         """
         self.set_timesteps(num_inference_steps)
-        x = full_precision(sample)
+        x = self.begin(sample, generator)
+        x = x if hold is None else hold(x)
         for step in range(num_inference_steps):
-            x = self.scale_model_input(x, step, generator=generator)
-            x = x if hold is None else hold(x)
             x = self.step(score(x), step, x, generator=generator).prev_sample
             x = x if hold is None else hold(x)
             if on_step_end is not None:

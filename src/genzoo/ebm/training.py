@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..runtime import (
     update_results,
     versions,
 )
-from .buffer import SampleBuffer, dequantize
+from .buffer import POLICIES, SampleBuffer, dequantize
 from .losses import igebm
 from .modeling_ebm import EBMConfig, EnergyModel
 from .pipeline_ebm import EBMPipeline
@@ -63,6 +63,12 @@ class EBMRecipe:
             both swing.
         ema_decay: Of the moving average of the weights, which is what is published.
         max_energy: The absolute energy above which the training counts as exploded.
+        max_energy_gap: The difference between the energies of data and samples, on the average and
+            without its sign, above which the log warns: below, samples leave the data behind or do
+            not come near.
+        max_gradient_norm: The norm of the gradients above which the log warns.
+        min_displacement: How far a pixel is moved by a chain, on the average, below which the log
+            warns that chains have frozen.
         max_restarts: How often an exploded training goes back to its last checkpoint, with other
             noise and half the rate, before it gives up.
         random_flip: Whether training images are mirrored half of the time; for photographs.
@@ -93,6 +99,9 @@ class EBMRecipe:
     betas: tuple[float, float] = (0.0, 0.999)
     ema_decay: float = 0.999
     max_energy: float = 100.0
+    max_energy_gap: float = 10.0
+    max_gradient_norm: float = 1e4
+    min_displacement: float = 1e-4
     max_restarts: int = 3
     random_flip: bool = False
     seed: int = 0
@@ -112,6 +121,12 @@ class EBMRecipe:
         if self.chain_start not in ("buffer", "data", "noise"):
             raise ValueError(
                 f"chain_start must be 'buffer', 'data' or 'noise', got {self.chain_start!r}"
+            )
+        if not 0 <= self.reinit_probability <= 1:
+            raise ValueError(f"reinit_probability must be in [0, 1], got {self.reinit_probability}")
+        if self.buffer_policy not in POLICIES:
+            raise ValueError(
+                f"buffer_policy must be one of {', '.join(POLICIES)}, got {self.buffer_policy!r}"
             )
         if self.chain_start == "buffer" and self.buffer_size < self.batch_size:
             raise ValueError(
@@ -271,7 +286,9 @@ def train_ebm(
         seconds=state["seconds"],
         enabled=accelerator.is_main_process,
     )
-    totals, step, num_restarts = state["totals"].to(device), began, state["num_restarts"]
+    # A copy, since it is added to in place.
+    totals = state["totals"].to(device, copy=True)
+    step, num_restarts = began, state["num_restarts"]
     is_bad = torch.zeros((), dtype=torch.bool, device=device)
 
     while step < recipe.num_steps:
@@ -290,20 +307,15 @@ def train_ebm(
         # The ends of chains over the energy as it is now.
         places, negative_labels = None, labels
         if recipe.chain_start == "buffer":
-            start, negative_labels, places = buffer.draw(len(positive), choices)
+            start, negative_labels, places = buffer.draw(len(positive), choices, labels)
         elif recipe.chain_start == "data":
             start = positive
         else:
             start = torch.rand(positive.shape, generator=draws, device=device) * 2 - 1
-        plain_model.eval().requires_grad_(False)
-        with torch.no_grad(), accelerator.autocast():
-            negative = recipe.scheduler.chain(
-                lambda x, c=negative_labels: plain_model.score(x, c),
-                start,
-                recipe.num_chain_steps,
-                draws,
+        with accelerator.autocast():
+            negative = ends_of_chains(
+                plain_model, recipe.scheduler, start, negative_labels, recipe.num_chain_steps, draws
             )
-        plain_model.train().requires_grad_(True)
 
         both = None if labels is None else torch.cat([labels, negative_labels])  # pyright: ignore
         if config.dropout:  # it draws from the global source
@@ -348,7 +360,7 @@ def train_ebm(
                 f"other noise and the rate {recipe.learning_rate * 0.5**num_restarts:g}"
             )
             progress.update((state["step"] - step) * recipe.batch_size)
-            step, totals = state["step"], state["totals"].to(device)
+            step, totals = state["step"], state["totals"].to(device, copy=True)
             is_bad.zero_()
             continue
         if log_is_due:
@@ -365,6 +377,8 @@ def train_ebm(
                 step=step,
             )
             progress.show({name: found[name] for name in ("loss", "energy_gap")})
+            for alarm in alarms(recipe, found):
+                logger.warning_once(f"before step {step}, {alarm}")
         if sample_is_due and accelerator.is_main_process:
             path = run.folder / "samples" / f"step-{step:08d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -404,6 +418,40 @@ def train_ebm(
     model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
     return output_dir
+
+
+@torch.no_grad()
+def ends_of_chains(
+    model: EnergyModel,
+    scheduler: LangevinScheduler,
+    start: Tensor,
+    labels: Tensor | None,
+    num_steps: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Where chains over the energy as it is now come to, (B, C, H, W).
+
+    The weights are frozen meanwhile, so that the gradient of no weight is computed, and the network
+    is in evaluation mode, so that the energy stays the same.
+    """
+    model.eval().requires_grad_(False)
+    try:
+        return scheduler.chain(lambda x: model.score(x, labels), start, num_steps, generator)
+    finally:
+        model.train().requires_grad_(True)
+
+
+def alarms(recipe: EBMRecipe, found: Mapping[Any, float]) -> list[str]:
+    """What is wrong with the means of the last steps, as sentences without their beginning."""
+    checks = (
+        (
+            abs(found["energy_gap"]) > recipe.max_energy_gap,
+            "the energies of data and samples are far from each other",
+        ),
+        (found["gradient_norm"] > recipe.max_gradient_norm, "the gradients are large"),
+        (found["displacement"] < recipe.min_displacement, "the chains hardly move"),
+    )
+    return [sentence for is_so, sentence in checks if is_so]
 
 
 def build(recipe: EBMRecipe, dataset: ImageDataset, start_from: EnergyModel | None) -> EnergyModel:
