@@ -163,7 +163,7 @@ class SampleBuffer:
                 f"{self.num_classes} classes"
             )
         self.bytes.copy_(state["bytes"])
-        if self.labels is not None:
+        if self.labels is not None and labels is not None:
             self.labels.copy_(labels)
         self.num_seen = state["num_seen"]
 
