@@ -12,6 +12,7 @@ from typing import Any, Literal, Optional, Union
 
 import pytest
 import torch
+from diffusers import SchedulerMixin
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -288,7 +289,9 @@ def test_every_field_of_every_recipe_can_be_set_or_is_refused(name):
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         parts = value if isinstance(value, tuple) else (value,)
-        if any(map(callable, parts)) or dataclasses.is_dataclass(value):
+        if any(map(callable, parts)) or isinstance(value, SchedulerMixin):
+            continue
+        if dataclasses.is_dataclass(value):
             continue
         text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
         assert cli.with_settings(recipe, [f"{field.name}={text}"]) == recipe

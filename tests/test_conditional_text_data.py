@@ -525,7 +525,7 @@ def test_a_batch_of_a_left_to_right_model(tokenizer):
     expected = {
         "input_ids": [[2, 7, 8, 9, 3], [2, 6, 3, 0, 0]],
         "attention_mask": [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]],
-        "labels": [[2, 7, 8, 9, 3], [2, 6, 3, -100, -100]],
+        "labels": [[-100, 7, 8, 9, 3], [-100, 6, 3, -100, -100]],
         "class_labels": [1, 0],
     }
     check_batch(CausalCollator(tokenizer)(ROWS), expected)
@@ -547,7 +547,7 @@ def test_a_batch_of_a_right_to_left_model(tokenizer):
     expected = {
         "input_ids": [[3, 9, 8, 7, 2], [3, 6, 2, 0, 0]],
         "attention_mask": [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]],
-        "labels": [[3, 9, 8, 7, 2], [3, 6, 2, -100, -100]],
+        "labels": [[-100, 9, 8, 7, 2], [-100, 6, 2, -100, -100]],
         "position_ids": [[4, 3, 2, 1, 0], [2, 1, 0, 3, 4]],
         "class_labels": [1, 0],
     }
@@ -563,7 +563,8 @@ def test_a_batch_of_a_permuted_model(tokenizer):
             order = batch["position_ids"][row, :length].tolist()
             assert order[0] == 0 and sorted(order) == [*range(length)]
             assert batch["input_ids"][row, :length].tolist() == [tokens[i] for i in order]
-            assert batch["labels"][row, :length].tolist() == [tokens[i] for i in order]
+            targets = [-100, *(tokens[i] for i in order[1:])]  # nothing predicts the first
+            assert batch["labels"][row, :length].tolist() == targets
         orders.add(tuple(batch["position_ids"][0].tolist()))
         assert batch["input_ids"][1, 3:].tolist() == [0, 0]
         assert batch["labels"][1, 3:].tolist() == [-100, -100]

@@ -447,7 +447,7 @@ def test_options_that_do_not_fit_a_plain_bert(golden, options, message):
     [
         ({}, "has a bottleneck, and no file its --bottleneck-activation"),
         ({"bottleneck_activation": "nonsense"}, "there is no activation 'nonsense'"),
-        ({"bottleneck_activation": "swish", "class_names": ["a"]}, "must be 0 different names"),
+        ({"bottleneck_activation": "swish", "class_names": ["a"]}, "such as bert.class_embeddings"),
         (
             {"bottleneck_activation": "swish", "attention_pattern": "nonsense"},
             "attention_pattern must be one of causal, prefix, bidirectional, got 'nonsense'",

@@ -239,7 +239,8 @@ def test_one_folder_generates_and_fills_in(tmp_path, num_classes):
     mask[:4] = 0
     pipe.set_progress_bar_config(disable=True)
     known = torch.rand(1, 1, 8, 8)
-    found = pipe(known, mask, output_type="pt").images
+    labels = 1 if num_classes else None
+    found = pipe(known, mask, class_labels=labels, output_type="pt").images
     torch.testing.assert_close(found[..., :4, :], known[..., :4, :])
 
 

@@ -221,7 +221,14 @@ def is_trainers(name: str) -> bool:
     return recipes()[name].__module__ == "genzoo.conditional_text.recipes"
 
 
-@pytest.mark.parametrize("name", recipes())
+# Networks of tens of millions of weights: a rehearsal takes a minute on two CPU cores.
+LARGE = ("igebm-cifar10", "igebm-cifar10-conditional")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in recipes()],
+)
 def test_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path):
     changes = {"log_every": 1}
     assert run(name, str(tmp_path / "whole"), changes) == [0]
