@@ -185,6 +185,7 @@ def test_the_numbers_of_an_energy(tmp_path, judge, monkeypatch):
     """Every kind of number is there once, and the same on every call."""
     data = dataclasses.replace(digits(), images=digits().images[:, :1], split="test")
     monkeypatch.setattr(evaluation, "NUM_INPAINTED", 3)
+    monkeypatch.setattr(evaluation, "NUM_DISTRIBUTIONS", 4)
     monkeypatch.setattr(evaluation, "load_images", lambda *_, **__: data)
     folder = checkpoint(tmp_path / "energy", 1, NAMES)
     arguments = {"feature_network": judge, "num_images": 30, "num_inference_steps": 2}
@@ -225,7 +226,8 @@ def test_the_numbers_of_an_energy(tmp_path, judge, monkeypatch):
     assert [row["value"] for row in again] == [row["value"] for row in rows]
 
 
-def test_the_numbers_of_a_composition(tmp_path, judge):
+def test_the_numbers_of_a_composition(tmp_path, judge, monkeypatch):
+    monkeypatch.setattr(evaluation, "NUM_DISTRIBUTIONS", 2)
     data = dataclasses.replace(digits_in_colors(digits()), split="test")
     by_digit = checkpoint(tmp_path / "digit", 3, NAMES)
     by_color = checkpoint(tmp_path / "color", 3, [*COLORS])

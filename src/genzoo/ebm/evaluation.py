@@ -27,6 +27,7 @@ NUM_IMAGES = 2_000
 NUM_INPAINTED, NUM_COMPLETIONS = 200, 16
 NUM_COMPOSED = 600
 NUM_JUDGED = 2_000
+NUM_DISTRIBUTIONS = 50  # of annealed importance sampling
 BATCH_SIZE = 256
 
 
@@ -315,7 +316,7 @@ def log_likelihood_bounds(model: EnergyModel, real: ImageDataset, seed: int) -> 
             of_class(model, kind) if config.num_classes else model,
             shape,
             num_chains=8,
-            num_distributions=50,
+            num_distributions=NUM_DISTRIBUTIONS,
             generator=generator_for(seed, 10, kind),
             device=model.device,
         )
