@@ -252,7 +252,7 @@ def test_evaluation_measures_what_it_says(writer, monkeypatch):
             rows[:150] if split == "train" else rows[150:]
         ),
     )
-    found = evaluate_text(recipe(), writer, num_texts=40)
+    found = evaluate_text(writer, recipe=recipe(), num_texts=40)
     table = {
         (row["metric"], row["judge"], row["guidance_scale"], row["reference"]): row["value"]
         for row in found

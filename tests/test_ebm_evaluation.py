@@ -189,7 +189,7 @@ def test_the_numbers_of_an_energy(tmp_path, judge, monkeypatch):
     monkeypatch.setattr(evaluation, "load_images", lambda *_, **__: data)
     folder = checkpoint(tmp_path / "energy", 1, NAMES)
     arguments = {"feature_network": judge, "num_images": 30, "num_inference_steps": 2}
-    rows = evaluation.evaluate_energy(igebm_mnist(), folder, data, **arguments)
+    rows = evaluation.evaluate_energy(folder, data, recipe=igebm_mnist(), **arguments)
     found = {(row["metric"], row["reference"]): row for row in rows}
     assert len(found) == len(rows)
     assert {name for name, is_reference in found if not is_reference} == {
@@ -222,7 +222,7 @@ def test_the_numbers_of_an_energy(tmp_path, judge, monkeypatch):
     assert lower == pytest.approx(upper, abs=2) and upper == pytest.approx(
         -784 * math.log(2), abs=2
     )
-    again = evaluation.evaluate_energy(igebm_mnist(), folder, data, **arguments)
+    again = evaluation.evaluate_energy(folder, data, recipe=igebm_mnist(), **arguments)
     assert [row["value"] for row in again] == [row["value"] for row in rows]
 
 
@@ -232,9 +232,9 @@ def test_the_numbers_of_a_composition(tmp_path, judge, monkeypatch):
     by_digit = checkpoint(tmp_path / "digit", 3, NAMES)
     by_color = checkpoint(tmp_path / "color", 3, [*COLORS])
     rows = evaluation.evaluate_energy(
-        igebm_colour_digits(),
         by_digit,
         data,
+        recipe=igebm_colour_digits(),
         feature_network=judge,
         companion=by_color,
         num_images=24,

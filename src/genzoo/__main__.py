@@ -367,11 +367,14 @@ def measure(
     if getattr(asked, "companion", None) is not None:
         settings["companion"] = loading.find_checkpoint(asked.companion)
     settings = {name: value for name, value in settings.items() if value is not None}
+    wanted = inspect.signature(evaluate).parameters
     for name in settings:
-        if name not in inspect.signature(evaluate).parameters:
+        if name not in wanted:
             option = OPTIONS.get(name, name).replace("_", "-")
             raise ValueError(f"--{option} has no meaning in the evaluation of {results['recipe']}")
 
+    if "recipe" in wanted:
+        settings["recipe"] = asked
     rows = evaluate(folder, data, **settings)
     kept = {measured_as(row): row for row in results.get("evaluation", [])}
     kept |= {measured_as(row): row for row in rows}

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import SchedulerMixin
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
@@ -36,7 +35,7 @@ from . import cards, loading
 from .downloads import git_hash, patiently, sentences, sha256
 
 PACKAGE = "genzoo"
-PROCESSOR = "preprocessor_config.json"
+PROCESSOR, SCHEDULER = "preprocessor_config.json", "scheduler_config.json"
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def stage(folder: Path, repository: str, target: Path) -> dict[str, str]:
         for name, value in index.items():
             if not isinstance(value, list) or name.startswith("_") or value[-1] is None:
                 continue
-            if issubclass(classes[name], SchedulerMixin):
+            if (target / name / SCHEDULER).is_file():
                 code = sys.modules[classes[name].__module__]
                 _write_code(code, target / name)
                 index[name] = [code.__name__.rpartition(".")[2], classes[name].__name__]

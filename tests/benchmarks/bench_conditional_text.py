@@ -4,15 +4,14 @@ At the sizes of BERT-base, with random weights. Each pair is measured in turns i
 ratio of the medians counts.
 """
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 from transformers import BertConfig, BertLMHeadModel
 
+from common import seconds_of
 from genzoo import ConditionalBertConfig, ConditionalBertLMHeadModel
 
 NUM_TOKENS = 128
@@ -29,19 +28,6 @@ def models():
     config = ConditionalBertConfig(num_classes=2, condition_size=128)
     conditional = ConditionalBertLMHeadModel(config).eval()
     return plain, conditional
-
-
-def seconds_of(*runs: Callable[[], object], repeats: int) -> list[float]:
-    """The median of each, all of them measured in turns."""
-    for run in runs:
-        run()
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            measured.append(time.perf_counter() - start)
-    return [statistics.median(measured) for measured in times]
 
 
 def writer(model, batch_size: int, num_tokens: int, **kwargs) -> Callable[[], object]:

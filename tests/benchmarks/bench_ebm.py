@@ -5,15 +5,13 @@ Each pair is measured in turns in one run, and the ratio of the medians counts.
 
 import gc
 import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from common import seconds_of
 from genzoo import EBMConfig, EnergyModel, LangevinScheduler
 from genzoo.ebm import HMC, MALA, ParallelTempering, compose, of_class
 from genzoo.ebm.losses import igebm
@@ -31,21 +29,6 @@ CHAINS = LangevinScheduler(
 
 def report(what: str, value: str) -> None:
     sys.stdout.write(f"\nenergies: {what}: {value}")
-
-
-def seconds_of(*runs: Callable[[], object], repeats: int) -> list[float]:
-    """The median of each, all of them measured in turns."""
-    for run in runs:
-        run()
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
-            measured.append(time.perf_counter() - start)
-    return [statistics.median(measured) for measured in times]
 
 
 @pytest.fixture

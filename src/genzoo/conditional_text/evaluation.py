@@ -67,10 +67,10 @@ class FormJudge:
 
 
 def evaluate_text(
-    recipe: TextRecipe,
     folder: str | Path,
     dataset: str | None = None,
     *,
+    recipe: TextRecipe,
     num_texts: int = 1_000,
     split: str = "test",
     seed: int = 0,
@@ -86,9 +86,9 @@ def evaluate_text(
     - For a masked model: how often it guesses the hidden word.
 
     Args:
-        recipe: Which trained it.
         folder: A checkpoint folder.
         dataset: In the place of the recipe's.
+        recipe: Which trained it.
         num_texts: How many texts are written, for each scale, and how many are answered.
         split: Held-out texts.
         seed: Of what is drawn.

@@ -579,8 +579,9 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
             logging.set_verbosity(verbosity)
         model, info = loaded
         model._audit(checkpoint, before, info, new_head)
-        if old_names and config.class_names not in (None, old_names):
-            model._begin_anew(old_names, config.class_names)
+        names = config.class_names
+        if old_names and names not in (None, old_names) and len(names) == len(old_names):
+            model._begin_anew(old_names, names)
         if model.can_generate():
             model.generation_config = GenerationConfig(
                 **{name: getattr(config, name) for name in _SPECIAL},
@@ -597,11 +598,10 @@ class ConditionalBertPreTrainedModel(BertPreTrainedModel):
             next(name for name, part in self.named_modules() if isinstance(part, ClassEmbedding))
         ).weight
         old = weight.clone()
-        is_same_size = len(old_names) == len(names)
         for row, name in enumerate(names):
-            if is_same_size and name in old_names:
+            if name in old_names:
                 weight[row] = old[old_names.index(name)]
-            elif is_same_size:
+            else:
                 nn.init.normal_(weight[row])
 
     def _audit(
@@ -1187,11 +1187,7 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         home = getattr(hook, "execution_device", None) or self.device
         # Looked at here once, wherever they are, since a device would die of a wrong one.
         if class_labels is not None:
-            is_fine = not isinstance(class_labels, Tensor)  # or else `condition` looks at its kind
-            if is_fine or (self.config.num_classes and not class_labels.is_floating_point()):
-                numbers = self.config.class_ids(class_labels)
-                class_labels = numbers if is_fine else class_labels
-            class_labels = class_labels.to(home)  # pyright: ignore
+            class_labels = self.config.class_ids(class_labels).to(home)
         if condition_embeds is not None:
             condition_embeds = condition_embeds.to(home)
         embeds = kwargs.get("inputs_embeds")

@@ -1,14 +1,13 @@
 """The text models that are published: one function for each checkpoint."""
 
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from transformers import BertConfig
 
 from .corpus import CI, OTHER_SHI, SHI, couplets, plain, poems, reviews, sentences
-from .evaluation import FormJudge, NeuralJudge, TfidfJudge, evaluate_text
+from .evaluation import FormJudge, NeuralJudge, TfidfJudge
+from .evaluation import evaluate_text as evaluate  # noqa: F401 - for the command line
 from .modeling_conditional_bert import ConditionalBertConfig
 from .training import TextRecipe
 from .training import train_text as train  # noqa: F401 - for the command line
@@ -23,20 +22,6 @@ _MINI: dict[str, Any] = _OPEN | {
     "intermediate_size": 768,
     "max_position_embeddings": 128,
 }
-
-
-def evaluate(
-    folder: str | Path,
-    dataset: str | None = None,
-    *,
-    num_texts: int = 1_000,
-    split: str = "test",
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Measures the checkpoint in a folder, which says by which recipe it was trained."""
-    name = json.loads((Path(folder) / "results.json").read_text())["recipe"]
-    recipe = globals()[name.replace("-", "_")]()
-    return evaluate_text(recipe, folder, dataset, num_texts=num_texts, split=split, seed=seed)
 
 
 def bert_zh_mini() -> TextRecipe:

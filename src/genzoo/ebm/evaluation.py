@@ -32,10 +32,10 @@ BATCH_SIZE = 256
 
 
 def evaluate_energy(
-    recipe: EBMRecipe,
     folder: str | Path,
     dataset: ImageDataset | str | Path | None = None,
     *,
+    recipe: EBMRecipe,
     feature_network: str | Path,
     companion: str | Path | None = None,
     split: str = "test",
@@ -53,9 +53,9 @@ def evaluate_energy(
     - Bounds of the log-likelihood at temperature one.
 
     Args:
-        recipe: Which trained it.
         folder: A checkpoint folder.
         dataset: In the place of the data that it was trained on.
+        recipe: Which trained it.
         feature_network: Folder of an image classifier, or "inception".
         companion: Folder of the energy that it is composed with, where the recipe names one.
         split: Held-out images.
@@ -135,6 +135,8 @@ def evaluate_energy(
     else:
         other = EBMPipeline.from_pretrained(companion).to(device).ebm
         count = NUM_COMPOSED if num_images is None else num_images
+        if count < 1:
+            raise ValueError(f"num_images must be at least 1, got {count}")
         found = right_of_composed(model, other, pipe.scheduler, network, count, steps, seed)
         add(started, found, num_generated=count, **judge, **chains)
 

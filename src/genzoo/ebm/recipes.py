@@ -1,45 +1,15 @@
 """The energies that are published: one function for each checkpoint."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from ..data import ImageDataset
 from .colors import COLORS, colors_of_digits, digits_in_colors
-from .evaluation import evaluate_energy
+from .evaluation import evaluate_energy as evaluate  # noqa: F401 - for the command line
 from .modeling_ebm import EBMConfig
 from .scheduling_langevin import LangevinScheduler
 from .training import EBMRecipe
 from .training import train_ebm as train  # noqa: F401 - for the command line
 
 MNIST, FASHION_MNIST = "ylecun/mnist", "zalando-datasets/fashion_mnist"
-
-
-def evaluate(
-    folder: str | Path,
-    dataset: ImageDataset | str | Path | None = None,
-    *,
-    feature_network: str | Path,
-    companion: str | Path | None = None,
-    split: str = "test",
-    num_images: int | None = None,
-    seed: int = 0,
-    num_inference_steps: int | None = None,
-) -> list[dict[str, Any]]:
-    """Measures the checkpoint in a folder, which says by which recipe it was trained."""
-    name = json.loads((Path(folder) / "results.json").read_text())["recipe"]
-    return evaluate_energy(
-        globals()[name.replace("-", "_")](),
-        folder,
-        dataset,
-        feature_network=feature_network,
-        companion=companion,
-        split=split,
-        num_images=num_images,
-        seed=seed,
-        num_inference_steps=num_inference_steps,
-    )
 
 
 def _chains(num_inference_steps: int) -> LangevinScheduler:

@@ -378,7 +378,7 @@ def train_ebm(
             )
             progress.show({name: found[name] for name in ("loss", "energy_gap")})
             for alarm in alarms(recipe, found):
-                logger.warning_once(f"before step {step}, {alarm}")
+                logger.warning(f"before step {step}, {alarm}")
         if sample_is_due and accelerator.is_main_process:
             path = run.folder / "samples" / f"step-{step:08d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,9 @@ def evaluate_pipeline(
     real_images = (
         source if isinstance(source, ImageDataset) else load_images(source, split=split, **shape)
     )
-    num_images = num_images or len(real_images)
+    num_images = len(real_images) if num_images is None else num_images
+    if num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}")
 
     network, network_name, sha256 = load_network(feature_network)
 
