@@ -242,3 +242,15 @@ def test_the_numbers_of_a_composition(tmp_path, judge, monkeypatch):
     values = {row["metric"]: row["value"] for row in rows}
     assert values["both_accuracy"] <= min(values["digit_accuracy"], values["color_accuracy"])
     assert "fid" not in values and "inpainting_mse" not in values
+
+
+@pytest.mark.parametrize("is_composed", [True, False])
+def test_no_images_at_all_are_no_measurement(tmp_path, judge, is_composed):
+    model = checkpoint(tmp_path / "digit", 3 if is_composed else 1, NAMES)
+    companion = {"companion": checkpoint(tmp_path / "color", 3, [*COLORS])} if is_composed else {}
+    recipe = igebm_colour_digits() if is_composed else igebm_mnist()
+    data = digits_in_colors(digits()) if is_composed else digits()
+    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+        evaluation.evaluate_energy(
+            model, data, recipe=recipe, feature_network=judge, num_images=0, **companion
+        )
