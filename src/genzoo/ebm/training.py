@@ -56,6 +56,7 @@ class EBMRecipe:
             (contrastive divergence) or "noise" (short runs).
         buffer_size: Samples that the buffers of all processes hold together.
         reinit_probability: Share of the samples from the buffer that begin anew.
+        relabel_probability: Share of the others that go on under another label.
         buffer_policy: See `SampleBuffer`.
         batch_size: Images in a batch, over all processes together; as many chains.
         learning_rate: Of Adam; halved after each restart.
@@ -93,6 +94,7 @@ class EBMRecipe:
     chain_start: str = "buffer"
     buffer_size: int = 10_000
     reinit_probability: float = 0.05
+    relabel_probability: float = 1.0
     buffer_policy: str = "slots"
     batch_size: int = 64
     learning_rate: float = 1e-4
@@ -122,8 +124,9 @@ class EBMRecipe:
             raise ValueError(
                 f"chain_start must be 'buffer', 'data' or 'noise', got {self.chain_start!r}"
             )
-        if not 0 <= self.reinit_probability <= 1:
-            raise ValueError(f"reinit_probability must be in [0, 1], got {self.reinit_probability}")
+        for name in ("reinit_probability", "relabel_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.buffer_policy not in POLICIES:
             raise ValueError(
                 f"buffer_policy must be one of {', '.join(POLICIES)}, got {self.buffer_policy!r}"
@@ -235,6 +238,7 @@ def train_ebm(
         (config.num_channels, config.image_size, config.image_size),
         num_classes=config.num_classes,
         reinit_probability=recipe.reinit_probability,
+        relabel_probability=recipe.relabel_probability,
         policy=recipe.buffer_policy,
         device=device,
         generator=generator_for(recipe.seed, 5, rank),
