@@ -14,11 +14,9 @@ import inspect
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,21 +30,6 @@ from transformers.utils import logging
 from genzoo import hub
 
 PACKAGE = "genzoo"
-
-
-def seconds_of(*runs: Callable[[], object], repeats: int) -> list[float]:
-    """The median time of each, all of them measured in turns, after one that does not count."""
-    for run in runs:
-        run()
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            measured.append(time.perf_counter() - start)
-    return [statistics.median(measured) for measured in times]
 
 
 class ModelTests:

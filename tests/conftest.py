@@ -11,6 +11,11 @@ _home = tempfile.mkdtemp(prefix="genzoo-tests-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
 os.environ["HF_HOME"] = _home
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Several processes run tests at once, each with one thread; so do the processes that tests start.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+# numba's cache takes no two writers, and beside the sources it would be everybody's.
+os.environ["NUMBA_CACHE_DIR"] = os.path.join(_home, "numba")
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, cuBLAS is not deterministic
 # Tests are the same whether or not their user has mirrors of data sets or a warm cache.
 for _name in ("GENZOO_DATA", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_TOKEN"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Optional, Union
 
 import pytest
@@ -471,6 +472,21 @@ def test_evaluate_keeps_other_numbers(capsys, gan, trained):
     assert any(
         line.startswith("FID ") and "sklearn/digits, test" in line for line in out.splitlines()
     )
+
+
+def test_an_evaluation_that_asks_for_the_recipe_gets_it(monkeypatch, tmp_path):
+    asked = []
+
+    def evaluate(folder, dataset=None, *, recipe, seed=0):
+        asked.append((folder, recipe, seed))
+        return [{"metric": "perplexity", "value": 2.0}]
+
+    (tmp_path / "results.json").write_text('{"recipe": "bert-zh-mini"}')
+    monkeypatch.setattr(loading, "room_of", lambda recipe: SimpleNamespace(evaluate=evaluate))
+    cli.measure(tmp_path, seed=3)
+    assert asked == [(tmp_path, loading.find_recipe("bert-zh-mini")(), 3)]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["evaluation"] == [{"metric": "perplexity", "value": 2.0}]
 
 
 def test_evaluate_renders_the_card(trained, tmp_path):

@@ -116,17 +116,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_the_buffer_holds_the_ends_of_chains(tmp_path, monkeypatch):
-    """Each goes back to its own place with its own label, which the network sees beside it."""
+    """Each goes back to its place with its label, which the network sees beside it."""
     drawn, stored, seen = [], [], []
     draw, store, forward = SampleBuffer.draw, SampleBuffer.store, EnergyModel.forward
 
     def drawing(self, *args):
-        drawn.append((draw(self, *args), self.bytes.clone()))
+        drawn.append((draw(self, *args), self.bytes.clone(), self.labels.clone()))
         return drawn[-1][0]
 
     def storing(self, samples, labels, places, generator):
         store(self, samples, labels, places, generator)
-        stored.append((samples, labels, places, self.bytes.clone(), self.num_seen))
+        state = self.bytes.clone(), self.labels.clone(), self.num_seen
+        stored.append((samples, labels, places, *state))
 
     def seeing(self, pixel_values, class_labels=None):
         if self.training:
@@ -136,10 +137,12 @@ def test_the_buffer_holds_the_ends_of_chains(tmp_path, monkeypatch):
     monkeypatch.setattr(SampleBuffer, "draw", drawing)
     monkeypatch.setattr(SampleBuffer, "store", storing)
     monkeypatch.setattr(EnergyModel, "forward", seeing)
-    train_ebm(recipe(num_steps=3), shades(), output_dir=tmp_path / "run")
+    train_ebm(recipe(num_steps=3, relabel_share=0.5), shades(), output_dir=tmp_path / "run")
     assert len(drawn) == len(stored) == len(seen) == 3
     for number, step in enumerate(zip(drawn, stored, seen, strict=True), start=1):
-        ((start, labels, places), before), (ends, own, where, after, count), (x, c) = step
+        (start, labels, places), before, labels_before = step[0]
+        ends, own, where, after, labels_after, count = step[1]
+        x, c = step[2]
         assert torch.equal(places, where) and torch.equal(labels, own) and count == 16 * number
         assert torch.equal(x[16:], ends) and torch.equal(c[16:], labels)
         assert (ends != start).any(dim=(1, 2, 3)).all()
@@ -147,8 +150,11 @@ def test_the_buffer_holds_the_ends_of_chains(tmp_path, monkeypatch):
         others = torch.ones(len(after), dtype=torch.bool)
         others[places] = False
         assert torch.equal(after[others], before[others])
+        assert torch.equal(labels_after[others], labels_before[others])
+        assert torch.equal(labels_after[places], labels)
         if number > 1:
             assert torch.equal(before, stored[number - 2][3]), "nothing else touches it"
+    assert any(not torch.equal(c[16:], c[:16]) for _, c in seen), "some have classes of their own"
 
 
 def test_alarms_are_sentences():
@@ -188,6 +194,7 @@ def test_an_explosion_before_the_first_checkpoint_leaves_nothing_behind(tmp_path
     ("changes", "words"),
     [
         ({"reinit_probability": 2.0}, r"reinit_probability must be in \[0, 1\], got 2.0"),
+        ({"relabel_share": -1.0}, r"relabel_share must be in \[0, 1\], got -1.0"),
         ({"buffer_policy": "lru"}, "buffer_policy must be one of slots, ring, reservoir"),
         ({"num_chain_steps": 0}, "num_chain_steps must be at least 1, got 0"),
     ],

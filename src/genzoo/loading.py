@@ -67,7 +67,8 @@ def recipes() -> dict[str, Callable[[], Any]]:
     """Every recipe of the zoo by its checkpoint's name.
 
     A recipe is a public function of a room's recipes.py. The module also has `train`, which takes
-    what a recipe returns, and `evaluate`, which takes what `train` leaves (see `room_of`).
+    what a recipe returns, and `evaluate`, which takes what `train` leaves and, if it
+    has an argument of that name, the recipe (see `room_of`).
     """
     found = {}
     for room in ROOMS:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from clock import seconds_of
 from transformers import BertConfig, BertLMHeadModel
 
-from common import seconds_of
 from genzoo import ConditionalBertConfig, ConditionalBertLMHeadModel
 
 NUM_TOKENS = 128

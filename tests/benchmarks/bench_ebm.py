@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from clock import seconds_of
 
-from common import seconds_of
 from genzoo import EBMConfig, EnergyModel, LangevinScheduler
 from genzoo.ebm import HMC, MALA, ParallelTempering, compose, of_class
 from genzoo.ebm.losses import igebm

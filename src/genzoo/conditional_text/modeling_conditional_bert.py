@@ -1187,7 +1187,12 @@ class ConditionalBertLMHeadModel(ConditionalBertPreTrainedModel, BertLMHeadModel
         home = getattr(hook, "execution_device", None) or self.device
         # Looked at here once, wherever they are, since a device would die of a wrong one.
         if class_labels is not None:
-            class_labels = self.config.class_ids(class_labels).to(home)
+            is_tensor = isinstance(class_labels, Tensor)
+            # Of a tensor of another kind, or for a model without classes, `condition` says it all.
+            if not is_tensor or (self.config.num_classes and not class_labels.is_floating_point()):
+                numbers = self.config.class_ids(class_labels)
+                class_labels = class_labels if is_tensor else numbers
+            class_labels = class_labels.to(home)  # pyright: ignore
         if condition_embeds is not None:
             condition_embeds = condition_embeds.to(home)
         embeds = kwargs.get("inputs_embeds")

@@ -13,7 +13,7 @@ class SampleBuffer:
     """Samples of the model as bytes, each with its label (Du and Mordatch, 2019, Section 3.2).
 
     Of a batch, a small part begins anew from uniform noise, with labels of the data; the others go
-    on from where they were left, under their own label or another, as `relabel_probability` says.
+    on from where they were left, under their own label or one of the data, see `relabel_share`.
 
     Args:
         capacity: Samples N that it holds, filled from the start with uniform noise.
@@ -21,9 +21,11 @@ class SampleBuffer:
         num_classes: Number of classes of the labels; 0 means none.
         reinit_probability: Share of the samples that begin anew: .05 in the paper, .001 in Du et
             al., 2021.
-        relabel_probability: Share of the other samples that go on under another label, towards
-            which the chain then has to turn them: an energy that never sees an image under a wrong
-            label learns little about classes. 1 in the authors' code.
+        relabel_share: Share of the places, those in front, whose samples go on under a label of the
+            data each time, which is another one for most, so that the chain has to turn them into
+            images of another class. 1 in the authors' code; 0 keeps each sample's label, so that
+            chains of one label are long. With "slots" these are always the same chains; with the
+            other policies samples change places.
         policy: Where samples go back to: "slots", each to its own place, so that every place is one
             chain; "ring", over the oldest; "reservoir", over random ones, such that the buffer is a
             uniform sample of all that ever came.
@@ -41,7 +43,7 @@ class SampleBuffer:
         *,
         num_classes: int = 0,
         reinit_probability: float = 0.05,
-        relabel_probability: float = 0.0,
+        relabel_share: float = 0.0,
         policy: str = "slots",
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
@@ -50,13 +52,13 @@ class SampleBuffer:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         if not 0 <= reinit_probability <= 1:
             raise ValueError(f"reinit_probability must be in [0, 1], got {reinit_probability}")
-        if not 0 <= relabel_probability <= 1:
-            raise ValueError(f"relabel_probability must be in [0, 1], got {relabel_probability}")
+        if not 0 <= relabel_share <= 1:
+            raise ValueError(f"relabel_share must be in [0, 1], got {relabel_share}")
         if policy not in POLICIES:
             raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
         self.num_classes, self.policy = num_classes, policy
         self.reinit_probability = reinit_probability
-        self.relabel_probability = relabel_probability
+        self.relabel_share = relabel_share
         size = (capacity, *shape)
         self.bytes = torch.randint(256, size, generator=generator, dtype=torch.uint8).to(device)
         labels = torch.randint(max(num_classes, 1), (capacity,), generator=generator)
@@ -77,8 +79,8 @@ class SampleBuffer:
         Args:
             batch_size: How many, no more than the buffer holds.
             generator: The source of random numbers, on the CPU.
-            labels: (B,), of a batch of data, for the samples that begin anew or get another label:
-                so classes are as frequent as in the data. Drawn uniformly unless given.
+            labels: (B,), of a batch of data, for the samples that begin anew or go on under another
+                label: so classes are as frequent as in the data. Drawn uniformly unless given.
 
         Returns:
             Samples (B, C, H, W) in [-1, 1], labels (B,) or None, and their places (B,), all
@@ -100,8 +102,7 @@ class SampleBuffer:
             labels = torch.randint(self.num_classes, (batch_size,), generator=generator)
         elif labels.shape != (batch_size,):
             raise ValueError(f"labels must be ({batch_size},), got {tuple(labels.shape)}")
-        is_relabelled = torch.rand(batch_size, generator=generator) < self.relabel_probability
-        gets_label = is_new | is_relabelled.to(device)
+        gets_label = is_new | (places < self.relabel_share * len(self))
         return samples, torch.where(gets_label, labels.to(device), self.labels[places]), places
 
     def store(

@@ -56,7 +56,8 @@ class EBMRecipe:
             (contrastive divergence) or "noise" (short runs).
         buffer_size: Samples that the buffers of all processes hold together.
         reinit_probability: Share of the samples from the buffer that begin anew.
-        relabel_probability: Share of the others that go on under another label.
+        relabel_share: Share of the buffer's places whose samples go on under labels of the batch,
+            see `SampleBuffer`; it has no meaning without classes or with another `chain_start`.
         buffer_policy: See `SampleBuffer`.
         batch_size: Images in a batch, over all processes together; as many chains.
         learning_rate: Of Adam; halved after each restart.
@@ -94,7 +95,7 @@ class EBMRecipe:
     chain_start: str = "buffer"
     buffer_size: int = 10_000
     reinit_probability: float = 0.05
-    relabel_probability: float = 1.0
+    relabel_share: float = 0.0
     buffer_policy: str = "slots"
     batch_size: int = 64
     learning_rate: float = 1e-4
@@ -124,7 +125,7 @@ class EBMRecipe:
             raise ValueError(
                 f"chain_start must be 'buffer', 'data' or 'noise', got {self.chain_start!r}"
             )
-        for name in ("reinit_probability", "relabel_probability"):
+        for name in ("reinit_probability", "relabel_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.buffer_policy not in POLICIES:
@@ -238,7 +239,7 @@ def train_ebm(
         (config.num_channels, config.image_size, config.image_size),
         num_classes=config.num_classes,
         reinit_probability=recipe.reinit_probability,
-        relabel_probability=recipe.relabel_probability,
+        relabel_share=recipe.relabel_share,
         policy=recipe.buffer_policy,
         device=device,
         generator=generator_for(recipe.seed, 5, rank),
