@@ -45,7 +45,7 @@ def igebm_mnist() -> EBMRecipe:
         data=MNIST,
         outlier_data=FASHION_MNIST,
         feature_network="feature-net-mnist",
-        # With the paper's steps, or with a buffer of 10,000, chains from noise did not arrive at
+        # With the paper's steps and a buffer of 10,000, chains from noise did not arrive at
         # digits in the time that two cores have.
         scheduler=_chains(300, step_size=320.0),
         num_steps=1_250,
