@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import itertools
 import json
@@ -273,7 +274,10 @@ def test_public_name_is_documented(name):
 
 
 def test_public_names_are_found_by_completion():
-    assert set(genzoo.__all__) <= set(dir(genzoo))
+    rooms = [importlib.import_module(f"genzoo.{room}") for room in ROOMS]
+    assert len(rooms) >= 4
+    for place in (genzoo, *rooms):
+        assert set(getattr(place, "__all__", ())) <= set(dir(place))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         genzoo.nonsense  # noqa: B018 - the access is the test
 

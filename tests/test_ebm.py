@@ -14,8 +14,9 @@ from common import ModelTests
 from genzoo.ebm import losses
 from genzoo.ebm.buffer import SampleBuffer, dequantize, quantize
 from genzoo.ebm.composition import class_energies, compose, of_class
+from genzoo.ebm.likelihood import log_partition
 from genzoo.ebm.modeling_ebm import BACKBONES, EBMConfig, EBMConv2d, EnergyModel, ResidualConv2d
-from genzoo.ebm.samplers import sample
+from genzoo.ebm.samplers import ParallelTempering, sample
 from genzoo.ebm.scheduling_langevin import LangevinScheduler
 
 TINY = {"image_size": 12, "num_channels": 1, "channels": [4, 6, 8], "downsamples": [True, False]}
@@ -404,6 +405,19 @@ def test_classes_may_differ_from_image_to_image():
     x, labels = model.dummy_inputs["pixel_values"], torch.tensor([2, 0, 1, 1])
     assert torch.equal(of_class(model, labels)(x), model(x, labels))
     assert torch.equal(of_class(model, 2)(x), model(x, torch.full((4,), 2)))
+    with pytest.raises(ValueError, match="4 classes do not fit 6 images"):
+        of_class(model, labels)(torch.zeros(6, 1, 12, 12))
+
+
+def test_every_temperature_has_the_classes_of_the_images():
+    model = tiny(num_classes=3)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.gain2.weight.normal_()
+    x, labels = model.dummy_inputs["pixel_values"], torch.tensor([2, 0, 1, 1])
+    state = ParallelTempering(1e-4, (1.0, 2.0)).start(of_class(model, labels), x)
+    assert torch.equal(state.energies, model(x, labels))
+    assert torch.equal(state.replicas.energies[4:], model(x, labels))
 
 
 def test_energies_are_brought_to_one_scale_by_data():
@@ -443,13 +457,31 @@ def test_classes_have_energies_of_their_own():
         (lambda: compose([(well(0.0), math.nan)]), "weights are finite numbers"),
         (lambda: of_class(tiny(num_classes=2), 2), "there is no class 2 of 2"),
         (lambda: of_class(tiny(num_classes=2).train(), 1), "in training mode"),
-        (lambda: of_class(tiny(num_classes=2), 2), "no class 2 of 2"),
+        (lambda: of_class(tiny(), 0), "unconditional: it has no classes"),
+        (lambda: of_class(tiny(num_classes=2), "a"), "a class is an integer"),
+        (lambda: of_class(tiny(num_classes=2), torch.zeros(0).long()), "there is no class"),
+        (lambda: compose([(tiny().train(), 1.0)]), "in training mode"),
+        (lambda: log_partition(tiny().train(), (1, 12, 12)), "in training mode"),
+        (lambda: sample(tiny().train(), torch.zeros(1, 1, 12, 12), chains(), 1), "training mode"),
+        (lambda: class_energies(tiny().train(), torch.zeros(1, 1, 12, 12)), "in training mode"),
+        (lambda: class_energies(broken(), torch.zeros(3, 1, 12, 12)), "of 3 of 3 images are not"),
         (lambda: class_energies(tiny(), torch.full((1, 1, 12, 12), 2.0)), "pixels must be in"),
     ],
 )
 def test_bad_compositions_get_a_sentence(act, words: str):
     with pytest.raises(ValueError, match=words):
         act()
+
+
+def broken() -> EnergyModel:
+    model = tiny(num_classes=2)
+    with torch.no_grad():
+        model.head.bias.fill_(math.nan)
+    return model
+
+
+def chains() -> LangevinScheduler:
+    return LangevinScheduler(step_size=1.0)
 
 
 # Buffer
@@ -560,11 +592,28 @@ def test_buffer_is_saved_and_restored():
             lambda b: b.load_state_dict(SampleBuffer(10, (1, 2, 2), num_classes=2).state_dict()),
             "has labels",
         ),
+        (lambda b: b.load_state_dict({}), "it has no bytes, labels, num_seen"),
+        (
+            lambda b: b.load_state_dict(b.state_dict() | {"bytes": b.bytes / 255}),
+            "samples as bytes, got torch.float32",
+        ),
+        (lambda b: load_labels(torch.zeros(1).long()), r"must be \(10,\)"),
+        (lambda b: load_labels(torch.full((10,), -1)), "2 classes, got -1"),
+        (lambda b: labeled().draw(1, labels=torch.tensor([2])), "there are 2 classes, got 2 to 2"),
+        (lambda b: b.store(torch.zeros(1, 1, 2, 2), None, torch.arange(3)), "1 samples need"),
     ],
 )
 def test_bad_buffers_get_a_sentence(act, words: str):
     with pytest.raises(ValueError, match=words):
         act(SampleBuffer(10, (1, 2, 2)))
+
+
+def labeled() -> SampleBuffer:
+    return SampleBuffer(10, (1, 2, 2), num_classes=2)
+
+
+def load_labels(labels: torch.Tensor) -> None:
+    labeled().load_state_dict(labeled().state_dict() | {"labels": labels})
 
 
 def test_rosinality_block_is_the_same_function():

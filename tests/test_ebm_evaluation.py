@@ -214,6 +214,8 @@ def test_the_numbers_of_an_energy(tmp_path, judge, monkeypatch):
         30,
     )
     assert (filled["num_real"], filled["num_generated"]) == (3, 48)
+    bound = found["log_likelihood_lower", False]
+    assert (bound["num_generated"], bound["num_inference_steps"]) == (16, 4)
     assert ("inpainting_mse", True) not in found, "it has no others to be near"
     assert found["auroc", False]["value"] == pytest.approx(0.5), "of the same images"
     assert found["auroc", False]["dataset"] == "digits + digits"
@@ -242,6 +244,27 @@ def test_the_numbers_of_a_composition(tmp_path, judge, monkeypatch):
     values = {row["metric"]: row["value"] for row in rows}
     assert values["both_accuracy"] <= min(values["digit_accuracy"], values["color_accuracy"])
     assert "fid" not in values and "inpainting_mse" not in values
+
+
+def test_completions_stand_beside_the_nearest_image(tmp_path, judge, monkeypatch):
+    """Of training images with noise below, whose error is what it is in closed form."""
+    train = dataclasses.replace(digits(), images=digits().images[:, :1])
+    above, below = train.images[:, :, :14], train.images[:, :, 14:]
+    test = torch.cat([above, 255 - below], dim=2)
+    parts = {"train": train, "test": dataclasses.replace(train, images=test, split="test")}
+    monkeypatch.setattr(evaluation, "NUM_INPAINTED", 5)
+    monkeypatch.setattr(evaluation, "NUM_DISTRIBUTIONS", 1)
+    monkeypatch.setattr(evaluation, "evaluate_pipeline", lambda *_, **__: [])
+    monkeypatch.setattr(evaluation, "load_images", lambda *_, split, **__: parts[split])
+    folder = checkpoint(tmp_path / "energy", 1, NAMES)
+    rows = evaluation.evaluate_energy(
+        folder, "digits", recipe=igebm_mnist(), feature_network=judge, num_inference_steps=1
+    )
+    (nearest,) = [row for row in rows if row["reference"] and row["metric"] == "inpainting_mse"]
+    chosen = torch.randperm(60, generator=evaluation.generator_for(0, 3))[:5]
+    expected = (2 * below[chosen].double() / 255 - 1).square().mean()
+    assert nearest["value"] == pytest.approx(float(expected), rel=1e-5)
+    assert nearest["num_real"] == 5 and nearest["num_generated"] is None
 
 
 @pytest.mark.parametrize("is_composed", [True, False])

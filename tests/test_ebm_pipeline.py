@@ -7,6 +7,8 @@ from accelerate import cpu_offload
 from PIL import Image
 from transformers import PreTrainedModel
 
+from genzoo.ebm.buffer import SampleBuffer
+from genzoo.ebm.composition import of_class
 from genzoo.ebm.modeling_ebm import EBMConfig, EnergyModel
 from genzoo.ebm.pipeline_ebm import EBMInpaintPipeline, EBMPipeline
 from genzoo.ebm.samplers import sample
@@ -168,6 +170,18 @@ def test_chains_begin_with_data_and_keep_their_way():
     assert (found.images - again.images).abs().max() < 0.02
 
 
+def test_chains_begin_with_samples_of_a_buffer():
+    pipe = make(**CLASSES)
+    buffer = SampleBuffer(6, (1, 8, 8), num_classes=3, generator=source())
+    samples, labels, _ = buffer.draw(4, source(1))
+    found = pipe(
+        images=samples / 2 + 0.5, class_labels=labels, generator=source(), output_type="pt"
+    )
+    energy = of_class(pipe.ebm, labels)
+    expected = sample(energy, samples, pipe.scheduler, 5, source()).samples
+    torch.testing.assert_close(found.images, expected / 2 + 0.5)
+
+
 def test_a_callback_sees_every_step_and_may_change_it():
     pipe, seen = make(), []
 
@@ -194,7 +208,7 @@ def test_known_pixels_stay_as_they_are(noise_first: bool):
     torch.testing.assert_close(found[:, :, :4], known[:, :, :4])
     assert (found[0, :, 4:] != found[1, :, 4:]).any() and (found != known)[:, :, 4:].all()
     picture = Image.fromarray(mask.numpy())
-    for same in (mask.float(), mask.expand(2, 1, 8, 8), picture):
+    for same in (mask.float(), mask.expand(2, 1, 8, 8), picture, mask.numpy()):
         again = pipe(data, same, class_labels=["bag", "shoe"], generator=source(), **options)
         assert torch.equal(again.images, found)
 
@@ -273,6 +287,16 @@ def test_a_grid_of_all_classes():
         (lambda p, q: p(images=torch.zeros(2, 3, 8, 8)), r"must be \(B, 1, 8, 8\)"),
         (lambda p, q: p(images=torch.full((2, 1, 8, 8), -1.0)), "pixels must be in"),
         (lambda p, q: p(images=torch.full((2, 1, 8, 8), torch.nan)), "pixels must be in"),
+        (lambda p, q: p(images=torch.zeros(0, 1, 8, 8)), r"must be \(B, 1, 8, 8\)"),
+        (lambda p, q: p(images=np.zeros((8, 8))), r"array of images is \(B, H, W, C\)"),
+        (lambda p, q: p(images=Image.new("I;16", (8, 8))), "must have 8 bits a channel"),
+        (lambda p, q: p(2, 3.0), "there is no class 3.0"),
+        (lambda p, q: p(images=[]), "must be a tensor, an array"),
+        (lambda p, q: p(images=[Image.new("L", (8, 8)), Image.new("L", (9, 9))]), "8, 8.*pixels"),
+        (lambda p, q: p(2, batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda p, q: q(torch.zeros(2, 1, 8, 8), [[1]]), "mask must be a tensor, an array or a"),
+        (lambda p, q: q(torch.zeros(2, 1, 8, 8), torch.ones(8, 8) * 7), "mask is in.*got 7 to 7"),
+        (lambda p, q: q(torch.zeros(2, 1, 8, 8), torch.ones(8, 8) / 0 * 0), "got nan to nan"),
         (lambda p, q: q(torch.zeros(2, 1, 8, 8), torch.ones(4, 4)), r"mask must be \(8, 8\)"),
         (lambda p, q: q(torch.zeros(2, 1, 8, 8), torch.ones(8, 8), num_completions=0), "complet"),
         (lambda p, q: q(torch.zeros(2, 1, 8, 8), torch.ones(8, 8), [0, 1, 2]), "1 or 2 class"),

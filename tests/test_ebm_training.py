@@ -1,6 +1,7 @@
 """Training of energies: it learns, it goes on where it stopped, it survives an explosion."""
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -9,13 +10,20 @@ import pytest
 import torch
 
 from genzoo.data import ImageDataset, to_model_range
+from genzoo.ebm import training
 from genzoo.ebm.buffer import SampleBuffer, quantize
 from genzoo.ebm.composition import class_energies
-from genzoo.ebm.losses import contrastive_divergence, softplus
+from genzoo.ebm.losses import contrastive_divergence, igebm, softplus
 from genzoo.ebm.modeling_ebm import EBMConfig, EnergyModel
 from genzoo.ebm.pipeline_ebm import EBMPipeline
 from genzoo.ebm.scheduling_langevin import LangevinScheduler
-from genzoo.ebm.training import EBMRecipe, alarms, clip_by_second_moment, train_ebm
+from genzoo.ebm.training import (
+    EBMRecipe,
+    alarms,
+    clip_by_second_moment,
+    ends_of_chains,
+    train_ebm,
+)
 
 
 def shades(count: int = 64) -> ImageDataset:
@@ -158,10 +166,11 @@ def test_the_buffer_holds_the_ends_of_chains(tmp_path, monkeypatch):
 
 
 def test_alarms_are_sentences():
-    calm = {"energy_gap": 0.1, "gradient_norm": 1.0, "displacement": 0.1}
+    calm = {"energy_gap": 0.1, "energy_size": 1.0, "gradient_norm": 1.0, "displacement": 0.1}
     assert alarms(recipe(), calm) == []
     for name, value, words in (
         ("energy_gap", -50.0, "far from each other"),
+        ("energy_size", 60.0, "nearly as large as those of an explosion"),
         ("gradient_norm", 1e5, "gradients are large"),
         ("displacement", 0.0, "chains hardly move"),
     ):
@@ -213,18 +222,31 @@ def test_the_log_holds_the_alarms(tmp_path):
 
 def test_an_explosion_goes_back_with_half_the_rate(tmp_path, monkeypatch, caplog):
     """The loss is no number once; the run goes on from the checkpoint before, and ends."""
-    calls = []
+    calls, rates, ends = [], [], []
 
     def loss(positive, negative):
         calls.append(1)
         value = contrastive_divergence(positive, negative)
         return value * torch.nan if len(calls) == 4 else value
 
+    def clipping(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return clip_by_second_moment(optimizer)
+
+    def walking(*args):
+        ends.append(ends_of_chains(*args))
+        return ends[-1]
+
+    monkeypatch.setattr(training, "clip_by_second_moment", clipping)
+    monkeypatch.setattr(training, "ends_of_chains", walking)
+
     with caplog.at_level(logging.WARNING, logger="genzoo"):
         train_ebm(recipe(loss=loss), shades(), output_dir=tmp_path)
     assert "back to step 2, with other noise and the rate 0.0015" in caplog.text
     assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert [line["num_restarts"] for line in log(tmp_path)] == [0, 0, 1, 1, 1, 1]
+    assert rates == [0.003] * 4 + [0.0015] * 4  # steps 1 to 4, and 3 to 6 again
+    assert not torch.equal(ends[2], ends[4]), "from the same buffer and weights, with other noise"
     state = torch.load(tmp_path / "run/checkpoints/step-00000006.pt", weights_only=True)
     assert state["num_restarts"] == 1
     assert all(weight.isfinite().all() for weight in state["model"].values())
@@ -255,6 +277,12 @@ def test_it_goes_on_from_a_checkpoint_with_other_classes(tmp_path, caplog):
     assert "gain1.weight" in caplog.text
     results = json.loads((tmp_path / "more" / "results.json").read_text())
     assert results["name"] == "more" and results["training"]["init"]["num_steps"] == 1
+
+
+def test_objectives_are_told_apart_by_their_constants():
+    weak = functools.partial(igebm, l2_weight=0.1)
+    assert recipe(loss=weak).identity()["loss"] == "igebm(l2_weight=0.1)"
+    assert recipe(loss=igebm).identity()["loss"] == "igebm"
 
 
 @pytest.mark.parametrize(

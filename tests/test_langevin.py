@@ -299,7 +299,7 @@ def test_scheduler_is_saved_and_loaded(tmp_path):
     scheduler = LangevinScheduler(step_size=80.0, noise_std=0.01, clamp=[-1, 1], noise_first=True)
     scheduler.save_pretrained(tmp_path)
     found = LangevinScheduler.from_pretrained(tmp_path)
-    x = standard_normal_draws(3, 2)
+    x = standard_normal_draws(3, 2).clamp(-1, 1)
     one, other = (sample(standard_normal, x, s, 3, source()).samples for s in (scheduler, found))
     assert torch.equal(one, other)
 
@@ -343,6 +343,49 @@ def test_r_hat_sees_chains_that_have_not_met():
     assert effective_sample_size(trajectory)[1] < 0.1 * effective_sample_size(trajectory)[0]
 
 
+def test_chains_that_never_move_are_worth_nothing():
+    """No proposal is taken at such a step; a coordinate that is the same in all is worth NaN."""
+    x = torch.full((4, 3), 0.1)
+    x[:, 1] = torch.arange(4)
+    found = sample(standard_normal, x, MALA(1e6), 50, source(), keep_every=1)
+    assert found.acceptance_rate == 0
+    sizes, ratios = effective_sample_size(found.trajectory), r_hat(found.trajectory)
+    assert sizes.isnan().tolist() == [True, False, True] and sizes[1] < 10
+    assert ratios.isnan().tolist() == [True, False, True] and ratios[1] == math.inf
+
+
+@pytest.mark.parametrize("sampler", [MALA(0.1), HMC(0.1, 2), ParallelTempering(0.1)])
+def test_steps_remember_nothing(sampler):
+    """A network's weights want gradients; a loop that users write holds no graph of them."""
+    scale = torch.ones(1, requires_grad=True)
+
+    def energy(x):
+        return scale * x.square() / 2
+
+    state = sampler.step(energy, sampler.start(energy, torch.zeros(3)), source())
+    assert not state.samples.requires_grad and not state.energies.requires_grad
+    chains = LangevinScheduler(step_size=0.1)
+    assert not chains.chain(lambda x: -scale * x, torch.ones(3), 2, source()).requires_grad
+    assert chains.step(-scale * torch.ones(3), None, torch.ones(3)).prev_sample.requires_grad
+
+
+def test_numbers_without_a_shape_of_their_own():
+    """x0 of shape (B,) has the energies x^2 / 2."""
+    x = standard_normal_draws(40_000)
+    for sampler in (MALA(0.5), HMC(0.5, 3), ParallelTempering(0.5, (1.0, 2.0))):
+        found = sample(lambda x: x.square() / 2, x, sampler, 20, source()).samples
+        assert found.shape == x.shape and variance(found) == pytest.approx(1, abs=0.02)
+    cut = LangevinScheduler(1.0, 0.0, gradient_clip=0.5, gradient_clip_mode="norm")
+    assert cut.step(torch.tensor([3.0]), None, torch.zeros(1)).prev_sample.item() == 0.25
+
+
+def test_a_step_after_the_last():
+    scheduler = LangevinScheduler(step_size=0.1)
+    scheduler.set_timesteps(3)
+    with pytest.raises(ValueError, match="timestep must be one of 0 to 2, got 3"):
+        scheduler.step(torch.zeros(2, 2), 3, torch.zeros(2, 2))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -356,7 +399,18 @@ def test_r_hat_sees_chains_that_have_not_met():
         (lambda: LangevinScheduler().set_timesteps(0), "at least 1"),
         (lambda: LangevinScheduler().step(torch.ones(2), None, torch.ones(3)), "one shape"),
         (lambda: MALA(0.1, temperature=0), "no density"),
+        (lambda: HMC(0.1, temperature=0), "no density"),
         (lambda: HMC(-0.1), "step_size must be positive"),
+        (lambda: MALA(0.1, bounds=(1, -1)), r"bounds must be \(low, high\), got \(1, -1\)"),
+        (lambda: HMC(0.1, bounds=(1,)), "bounds must be"),
+        (lambda: sample(standard_normal, torch.ones(2, 1), MALA, 2), "sampler must be one of"),
+        (lambda: sample(standard_normal, torch.ones(2, 1), "mala", 2), "sampler must be one of"),
+        (
+            lambda: sample(
+                standard_normal, torch.full((2, 1), 9.0), LangevinScheduler(clamp=[-1, 1]), 2
+            ),
+            r"begin within the bounds \[-1, 1\]",
+        ),
         (lambda: HMC(0.1, 0), "num_leapfrog_steps"),
         (lambda: ParallelTempering(0.1, (2.0, 1.0)), "rise"),
         (lambda: ParallelTempering(0.1, (0.0, 1.0)), "no density"),

@@ -23,7 +23,10 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from genzoo.data import ImageDataset
+from genzoo.ebm.evaluation import NUM_COMPLETIONS
 from genzoo.loading import ROOMS, recipes, room_of
+
+CARDS = Path(__file__).parent.parent / "model_cards"
 
 # One server process imports the libraries once; each run is a fork of it, a process of its own that
 # can be killed.
@@ -214,6 +217,18 @@ def test_recipe_is_what_it_says(name: str):
     given = {name for name in vars(recipe.model) if not name.startswith("_")}
     assert given <= declared, given - declared
     json.dumps(recipe.identity())
+
+
+@pytest.mark.parametrize("name", ["igebm-mnist", "igebm-fashion-mnist"])
+def test_the_cards_of_energies_say_what_their_recipes_do(name: str):
+    recipe = recipes()[name]()
+    text = " ".join((CARDS / name / "README.md").read_text().split())
+    assert f"Chains of {recipe.num_chain_steps} steps begin" in text
+    assert f"in a buffer of {recipe.buffer_size:,} samples, of which one in twenty" in text
+    assert recipe.reinit_probability == 1 / 20
+    assert "half keep their class" in text and recipe.relabel_share == 1 / 2
+    assert "steps four times as long" in text and recipe.scheduler.config.step_size == 4 * 80
+    assert f"the mean of {NUM_COMPLETIONS} completions" in text
 
 
 def is_trainers(name: str) -> bool:

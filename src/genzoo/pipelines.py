@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -81,9 +81,9 @@ class ZooPipeline(DiffusionPipeline):
             raise OSError(f"{index_path} is damaged: {error}") from error
         first = next(iter(cls.auto_classes))
         if first not in index:
-            raise ValueError(
-                f"{name} holds a {index.get('_class_name')}, which has no component named `{first}`"
-            )
+            held = index.get("_class_name")
+            held = held[-1] if isinstance(held, list) else held
+            raise ValueError(f"{name} holds a {held}, which has no component named `{first}`")
 
         components = {}
         for component, auto_class in cls.auto_classes.items():
@@ -238,7 +238,7 @@ class ImagePipeline(ZooPipeline):
         labels: Any = class_labels
         if isinstance(labels, Tensor):
             labels = labels.flatten().tolist()
-        elif isinstance(labels, Integral | str):
+        elif isinstance(labels, str) or not isinstance(labels, Iterable):
             labels = [labels]
         by_name = {name: index for index, name in config.id2label.items()}
         labels = [by_name.get(label, label) for label in labels]

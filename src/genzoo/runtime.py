@@ -147,8 +147,8 @@ class Progress:
         return samples / (self._begin - begin)
 
     def update(self, samples: int) -> None:
-        """Counts samples."""
-        self._samples += samples
+        """Counts samples; fewer than none where training goes back, which was work all the same."""
+        self._samples += max(samples, 0)
         self.bar.update(samples)
 
     def show(self, values: Mapping[str, float]) -> None:

@@ -100,8 +100,8 @@ class SampleBuffer:
             return samples, None, places
         if labels is None:
             labels = torch.randint(self.num_classes, (batch_size,), generator=generator)
-        elif labels.shape != (batch_size,):
-            raise ValueError(f"labels must be ({batch_size},), got {tuple(labels.shape)}")
+        else:
+            self._check_labels(labels, batch_size)
         gets_label = is_new | (places < self.relabel_share * len(self))
         return samples, torch.where(gets_label, labels.to(device), self.labels[places]), places
 
@@ -130,6 +130,10 @@ class SampleBuffer:
             )
         if (labels is None) != (self.labels is None):
             raise ValueError("labels belong to the buffer of a conditional energy, and to no other")
+        if labels is not None:
+            self._check_labels(labels, len(samples))
+        if len(places) != len(samples):
+            raise ValueError(f"{len(samples)} samples need as many places, got {len(places)}")
         count, device = len(samples), self.bytes.device
         if self.policy == "ring":
             places = (self.num_seen + torch.arange(count, device=device)) % len(self)
@@ -147,6 +151,15 @@ class SampleBuffer:
         if labels is not None and self.labels is not None:
             self.labels[places] = labels
 
+    def _check_labels(self, labels: Tensor, count: int) -> None:
+        if labels.shape != (count,):
+            raise ValueError(f"labels must be ({count},), got {tuple(labels.shape)}")
+        # Looked at where it costs no wait, as in the model.
+        if labels.device.type == "cpu" and count:
+            low, high = int(labels.min()), int(labels.max())
+            if not 0 <= low <= high < self.num_classes:
+                raise ValueError(f"there are {self.num_classes} classes, got {low} to {high}")
+
     def state_dict(self) -> dict[str, Any]:
         """All that it holds."""
         return {"bytes": self.bytes, "labels": self.labels, "num_seen": self.num_seen}
@@ -155,8 +168,14 @@ class SampleBuffer:
         """Takes over what `state_dict` gave.
 
         Raises:
-            ValueError: If it is of another shape.
+            ValueError: If it is of another shape, or not such a state.
         """
+        if missing := {"bytes", "labels", "num_seen"} - state.keys():
+            raise ValueError(
+                f"this is no state of a buffer: it has no {', '.join(sorted(missing))}"
+            )
+        if state["bytes"].dtype != torch.uint8:
+            raise ValueError(f"a buffer holds samples as bytes, got {state['bytes'].dtype}")
         shapes = tuple(state["bytes"].shape), tuple(self.bytes.shape)
         if shapes[0] != shapes[1] or (state["labels"] is None) != (self.labels is None):
             raise ValueError(
@@ -165,11 +184,8 @@ class SampleBuffer:
                 else "one of the buffers has labels and the other has none"
             )
         labels: Any = state["labels"]
-        if labels is not None and int(labels.max()) >= self.num_classes:
-            raise ValueError(
-                f"the buffer that was saved has labels up to {int(labels.max())}, this one "
-                f"{self.num_classes} classes"
-            )
+        if labels is not None:
+            self._check_labels(labels, len(self))
         self.bytes.copy_(state["bytes"])
         if self.labels is not None and labels is not None:
             self.labels.copy_(labels)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from .modeling_ebm import EnergyModel
+from .samplers import check_mode
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -38,11 +40,13 @@ def compose(
             then.
 
     Raises:
-        ValueError: If there are none, a weight does not fit the mode, or an energy is the same for
-            all data.
+        ValueError: If there are none, a weight does not fit the mode, an energy is the same for
+            all data, or a network in training mode.
     """
     if not energies:
         raise ValueError("there is nothing to compose")
+    for energy, _ in energies:
+        check_mode(energy)
     if mode not in ("product", "mixture"):
         raise ValueError(f"mode must be 'product' or 'mixture', got {mode!r}")
     weights = [weight for _, weight in energies]
@@ -82,20 +86,29 @@ def of_class(model: EnergyModel, label: int | Tensor) -> Energy:
 
     Args:
         model: In evaluation mode.
-        label: One class for all images, or (B,), one for each of as many images.
+        label: One class for all images, or (B,), one for each of as many images; where there are
+            several times as many, as `ParallelTempering` has, the classes come again and again.
 
     Raises:
-        ValueError: If the model has no such class, or is in training mode.
+        ValueError: If the model has no classes or not this one, or is in training mode.
     """
-    labels = torch.as_tensor(label)
-    if model.training:
-        raise ValueError("the energy is in training mode: call its eval() first")
-    if not (0 <= int(labels.min()) and int(labels.max()) < model.config.num_classes):
-        raise ValueError(f"there is no class {label} of {model.config.num_classes}")
-    labels = labels.to(model.device)
+    check_mode(model)
+    num_classes = model.config.num_classes
+    if not num_classes:
+        raise ValueError("this energy is unconditional: it has no classes, and is one as it is")
+    is_number = isinstance(label, Integral) or (
+        isinstance(label, Tensor) and not label.is_floating_point() and label.dim() < 2
+    )
+    if not is_number:
+        raise ValueError(f"a class is an integer, or a tensor (B,) of them; got {label!r}")
+    labels = torch.as_tensor(label, device=model.device).reshape(-1)
+    if not (len(labels) and 0 <= int(labels.min()) and int(labels.max()) < num_classes):
+        raise ValueError(f"there is no class {label} of {num_classes}")
 
     def energy(x: Tensor) -> Tensor:
-        return model(x, labels.expand(len(x)))
+        if len(x) % len(labels):
+            raise ValueError(f"{len(labels)} classes do not fit {len(x)} images")
+        return model(x, labels.repeat(len(x) // len(labels)))
 
     return energy
 
@@ -114,8 +127,10 @@ def class_energies(model: EnergyModel, images: Tensor, batch_size: int = 256) ->
         batch_size: How many images are looked at at once.
 
     Raises:
-        ValueError: If pixels are out of range, or no numbers.
+        ValueError: If pixels are out of range, or these or energies no numbers, or the model is in
+            training mode.
     """
+    check_mode(model)
     if not (images.min() >= -1 and images.max() <= 1):
         raise ValueError(
             f"pixels must be in [-1, 1], got {float(images.min()):g} to {float(images.max()):g}"
@@ -127,4 +142,7 @@ def class_energies(model: EnergyModel, images: Tensor, batch_size: int = 256) ->
         torch.stack([energy(batch.to(model.device)).cpu() for energy in energies], dim=1)
         for batch in images.split(batch_size)
     ]
-    return torch.cat(rows)
+    found = torch.cat(rows)
+    if num_bad := int((~found.isfinite()).any(dim=1).sum()):
+        raise ValueError(f"the energies of {num_bad} of {len(found)} images are not finite")
+    return found

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .samplers import HMC
+from .samplers import HMC, check_mode, one_for_each
+from .scheduling_langevin import flat
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -64,9 +65,10 @@ def log_partition(
         device: Where.
 
     Raises:
-        ValueError: If a sample is outside the box, a count is below one, or energies are not
-            finite.
+        ValueError: If a sample is outside the box, a count is below one, the energy is a network in
+            training mode, or energies are not one finite number for each x.
     """
+    check_mode(energy)
     if num_chains < 1 or num_distributions < 1:
         raise ValueError(
             f"there must be a chain and a distribution, got {num_chains} and {num_distributions}"
@@ -78,8 +80,8 @@ def log_partition(
     def tempered(beta: float) -> Energy:
         def total(u: Tensor) -> Tensor:
             # Uniform x means logistic u, of the density exp(-u - 2 softplus(-u)).
-            prior = (u + 2 * F.softplus(-u)).flatten(1).sum(dim=1)
-            return beta * energy(torch.tanh(u / 2)) + prior
+            prior = flat(u + 2 * F.softplus(-u)).sum(dim=1)
+            return beta * one_for_each(energy, torch.tanh(u / 2)) + prior
 
         return total
 
@@ -89,7 +91,7 @@ def log_partition(
         nonlocal taken, made
         found = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         for before, after in pairwise(betas):
-            found -= (after - before) * energy(torch.tanh(u / 2)).double()
+            found -= (after - before) * one_for_each(energy, torch.tanh(u / 2)).double()
             current = tempered(after)
             state = sampler.step(current, sampler.start(current, u), generator)
             u = state.samples

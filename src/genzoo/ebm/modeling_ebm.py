@@ -48,7 +48,7 @@ class EBMConfig(PreTrainedConfig):
             Their names are `id2label`.
         backbone: Where `channels`, `downsamples` and `shortcut_kernel_size` come from, if they are
             not given: "small" (for 28 pixels), or the paper's "resnet32", "large", "wider" and
-            "resnet128".
+            "resnet128"; "custom" where they are others.
         channels: Channels after the first convolution and after each residual block.
         downsamples: For each block whether it halves the image.
         shortcut_kernel_size: Of the convolution beside a block. 3, the paper's, stands where the
@@ -86,6 +86,8 @@ class EBMConfig(PreTrainedConfig):
                 self.shortcut_kernel_size = 1 if self.channels else kernel_size
             self.channels = self.channels or list(channels)
             self.downsamples = self.downsamples or list(downsamples)
+            if self.channels != channels or self.downsamples != downsamples:
+                self.backbone = "custom"
         elif self.shortcut_kernel_size is None:
             self.shortcut_kernel_size = 1
         if self.id2label is None and self.num_classes > 0:
@@ -296,6 +298,9 @@ class EnergyModel(PreTrainedModel):
     Pixels are in [-1, 1] here and in [0, 1] in the paper. With x' = 2x - 1 a step of Langevin
     dynamics on this model equals one of the paper's if its step size is 4 times theirs, the scale
     of its noise twice, and the bound of a gradient's elements half.
+
+    The last activation, before the sum over pixels, is the paper's ReLU beside "leaky_relu"; beside
+    "swish" it is swish too, so that the energy is smooth.
     """
 
     config: EBMConfig
@@ -365,7 +370,8 @@ class EnergyModel(PreTrainedModel):
         """The energies; in training mode after one power iteration of all spectral norms.
 
         Args:
-            pixel_values: (B, C, H, W) in [-1, 1].
+            pixel_values: (B, C, H, W) in [-1, 1]. Chains overstep it by their noise, so nothing is
+                said of what is outside.
             class_labels: (B,), integers below `num_classes`; conditional models demand them.
 
         Returns:
@@ -429,16 +435,18 @@ class EnergyModel(PreTrainedModel):
             raise ValueError("this energy is unconditional and takes no class_labels")
         if not isinstance(class_labels, Tensor) or class_labels.is_floating_point():
             raise ValueError("class_labels must be a tensor of integers")
-        if class_labels.dtype in (torch.bool, torch.uint8):
-            raise ValueError(f"class_labels must be integers, got {class_labels.dtype}")
+        if class_labels.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"class_labels must be int64 or int32, got {class_labels.dtype}")
         if class_labels.shape != pixel_values.shape[:1]:
             raise ValueError(
                 f"class_labels must be ({len(pixel_values)},), got {tuple(class_labels.shape)}"
             )
         # Looked at where it costs no wait; a device would die of a wrong one.
         is_here = class_labels.device.type == "cpu" and not torch.compiler.is_compiling()
-        if is_here and not 0 <= int(class_labels.min()) <= int(class_labels.max()) < (
-            config.num_classes
+        if (
+            is_here
+            and len(class_labels)
+            and not 0 <= int(class_labels.min()) <= int(class_labels.max()) < (config.num_classes)
         ):
             raise ValueError(
                 f"class_labels must be below {config.num_classes} and at least 0, got "

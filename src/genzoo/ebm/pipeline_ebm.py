@@ -24,7 +24,8 @@ class EBMPipelineOutput(ImagePipelineOutput):
     Args:
         images: As `output_type` says.
         energies: (B,), of them.
-        trajectory: (N, B, C, H, W) in [0, 1], the states of the chains that were kept, if any.
+        trajectory: (N, B, C, H, W) in [0, 1], the states of the chains that were kept, if any. With
+            a scheduler of `noise_first`, all but the last hold the noise of the next step.
     """
 
     energies: Tensor | None = None
@@ -35,8 +36,7 @@ class EBMPipeline(ImagePipeline):
     """Makes images by Langevin dynamics over an energy.
 
     Args:
-        ebm: An energy: `ebm(pixel_values, class_labels=None)` is (B,), `ebm.score` its negative
-            gradient; pixels are in [-1, 1].
+        ebm: An energy: `ebm(pixel_values, class_labels=None)` is (B,), of pixels in [-1, 1].
         scheduler: How the chains go.
     """
 
@@ -75,10 +75,12 @@ class EBMPipeline(ImagePipeline):
             generator: The source of random numbers: one, or one for each image.
             keep_every: Keeps the states after every so many steps, for `trajectory`.
             callback_on_step_end: Called as `callback(pipe, step, timestep, tensors)` after every
-                step; what it returns replaces the samples.
+                step; what it returns replaces the samples. Each batch counts from 0.
             callback_on_step_end_tensor_inputs: Which tensors it gets: "samples", (B, C, H, W) in
-                [-1, 1].
-            batch_size: How many chains go on at once.
+                [-1, 1], and beyond by the noise of the next step where the scheduler has
+                `noise_first`.
+            batch_size: How many chains go on at once. With one generator for all, the images depend
+                on it.
             output_type: "pil", "np" (B, H, W, C) or "pt" (B, C, H, W); arrays are float in [0, 1].
             return_dict: Whether to return an `EBMPipelineOutput` or a tuple with the images.
 
@@ -133,6 +135,8 @@ class EBMPipeline(ImagePipeline):
         if unknown := {*callback_inputs} - {"samples"}:
             raise ValueError(f"a callback can get samples, not {', '.join(sorted(unknown))}")
         labels = self.labels_for(labels, num_images, generator)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if num_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_steps}")
         if keep_every is not None and not 1 <= keep_every <= num_steps:
@@ -217,17 +221,23 @@ class EBMPipeline(ImagePipeline):
         config = self.ebm.config
         size = (config.num_channels, config.image_size, config.image_size)
         if hasattr(images, "ndim") and not isinstance(images, Tensor):
-            # An array (B, H, W, C), as a call returns it.
+            if images.ndim not in (3, 4):
+                raise ValueError(f"an array of images is (B, H, W, C), got {images.shape}")
             images = torch.as_tensor(images).movedim(-1, -3)
         if not isinstance(images, Tensor):
             pictures = [images] if isinstance(images, Image.Image) else [*images]
-            if not all(isinstance(picture, Image.Image) for picture in pictures):
+            if not pictures or not all(isinstance(one, Image.Image) for one in pictures):
                 raise ValueError("images must be a tensor, an array (B, H, W, C) or pictures")
+            sides = (config.image_size, config.image_size)
+            if wrong := {one.size for one in pictures} - {sides}:
+                raise ValueError(f"images must be of {sides} pixels, got {sorted(wrong)}")
+            if any(one.mode.startswith(("I", "F")) for one in pictures):
+                raise ValueError("pictures must have 8 bits a channel")
             mode = "L" if config.num_channels == 1 else "RGB"
             images = torch.stack([_to_tensor(picture.convert(mode)) for picture in pictures])
         if images.dim() == 3:
             images = images[None]
-        if images.dim() != 4 or images.shape[1:] != size:
+        if images.dim() != 4 or images.shape[1:] != size or not images.shape[0]:
             raise ValueError(
                 f"images must be (B, {', '.join(map(str, size))}), got {tuple(images.shape)}"
             )
@@ -264,7 +274,7 @@ class EBMInpaintPipeline(EBMPipeline):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs
         self,
         images: Tensor | Image.Image | Sequence[Image.Image],
-        mask: Tensor | Image.Image,
+        mask: Tensor | Image.Image | Any,
         class_labels: int | str | list[int | str] | Tensor | None = None,
         num_completions: int = 1,
         num_inference_steps: int | None = None,
@@ -281,7 +291,7 @@ class EBMInpaintPipeline(EBMPipeline):
         Args:
             images: (B, C, H, W) in [0, 1], or pictures.
             mask: Where pixels are missing: true, one or white, as for diffusers' inpainting; (H, W)
-                for all images, (B, 1, H, W) for each, or a picture.
+                for all images, (B, 1, H, W) for each, as a tensor or an array, or a picture.
             class_labels: As for `EBMPipeline`, one for all images or one for each; an energy with
                 classes demands them. (`genzoo.ebm.class_energies` tells the class of whole images.)
             num_completions: How many of each image; those of one follow each other.
@@ -331,12 +341,20 @@ class EBMInpaintPipeline(EBMPipeline):
             return_dict,
         )
 
-    def _missing(self, mask: Tensor | Image.Image, num_images: int) -> Tensor:
+    def _missing(self, mask: Tensor | Image.Image | Any, num_images: int) -> Tensor:
         """(B, 1, H, W), true where pixels are missing."""
         side = self.ebm.config.image_size
         if isinstance(mask, Image.Image):
             mask = _to_tensor(mask.convert("L"))[0]
-        found = mask > 0.5 if mask.is_floating_point() else mask.bool()
+        if hasattr(mask, "ndim") and not isinstance(mask, Tensor):
+            mask = torch.as_tensor(mask)
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"the mask must be a tensor, an array or a picture, got {type(mask)}")
+        if mask.numel() and not (mask.min() >= 0 and mask.max() <= 1):
+            raise ValueError(
+                f"a mask is in [0, 1], got {float(mask.min()):g} to {float(mask.max()):g}"
+            )
+        found = mask > 0.5
         if found.shape == (side, side):
             found = found[None, None].expand(num_images, 1, side, side)
         if found.shape != (num_images, 1, side, side):

@@ -78,7 +78,9 @@ def igebm_colour_digits() -> EBMRecipe:
         prepare=digits_in_colors,
         companion="igebm-digit-colours",
         outlier_data=None,
-        num_steps=1_000,
+        # Three times the pixels, so the slope at each is a third of that of gray digits.
+        scheduler=_chains(300, step_size=960.0),
+        num_steps=2_000,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from .scheduling_langevin import LangevinScheduler, full_precision
+from .scheduling_langevin import LangevinScheduler, flat, full_precision
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -64,29 +64,45 @@ class SamplerOutput:
     trajectory: Tensor | None = None
 
 
+def check_mode(energy: Energy) -> None:
+    """Dies if the energy is a network in training mode, where it changes from call to call."""
+    if isinstance(energy, nn.Module) and energy.training:
+        raise ValueError("the energy is in training mode: call its eval() first")
+
+
+def one_for_each(energy: Energy, samples: Tensor) -> Tensor:
+    """The energies (B,).
+
+    Raises:
+        ValueError: If there is not one for each sample.
+    """
+    energies = energy(samples)
+    if energies.shape != samples.shape[:1]:
+        raise ValueError(
+            f"an energy gives one number for each sample: ({len(samples)},), "
+            f"got {tuple(energies.shape)}"
+        )
+    return energies
+
+
 def energy_and_score(energy: Energy, samples: Tensor) -> tuple[Tensor, Tensor]:
     """Energies (B,) and -dE/dx (B, ...), in one pass.
 
     Raises:
         ValueError: If there is not one energy for each sample, or the energy is a network in
-            training mode, whose energies change from call to call.
+            training mode.
     """
-    if isinstance(energy, nn.Module) and energy.training:
-        raise ValueError("the energy is in training mode: call its eval() before sampling")
+    check_mode(energy)
 
     def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        energies = energy(x)
-        if energies.shape != x.shape[:1]:
-            raise ValueError(
-                f"an energy gives one number for each sample: ({len(x)},), "
-                f"got {tuple(energies.shape)}"
-            )
+        energies = one_for_each(energy, x)
         return energies.sum(), energies
 
     gradient, energies = torch.func.grad(total, has_aux=True)(samples)
     return energies, -gradient
 
 
+@torch.no_grad()
 def _start(energy: Energy, samples: Tensor, bounds: tuple[float, float] | None) -> ChainState:
     if bounds is not None and bool(_outside(samples, bounds).any()):  # pyright: ignore
         raise ValueError(f"chains must begin within the bounds {bounds}")
@@ -94,7 +110,9 @@ def _start(energy: Energy, samples: Tensor, bounds: tuple[float, float] | None) 
     return ChainState(samples, energies, scores, torch.zeros_like(energies, dtype=torch.int64))
 
 
-def _check(step_size: float, temperature: float) -> None:
+def _check(step_size: float, temperature: float, bounds: tuple[float, float] | None = None) -> None:
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"bounds must be (low, high), got {bounds}")
     if not step_size > 0:
         raise ValueError(f"step_size must be positive, got {step_size}")
     if not temperature > 0:
@@ -115,14 +133,14 @@ def _rows(values: Any, like: Tensor) -> Any:
 
 def _squared(x: Tensor) -> Tensor:
     """Squared norm of each sample, (B,)."""
-    return x.flatten(1).square().sum(dim=1)
+    return flat(x).square().sum(dim=1)
 
 
 def _outside(samples: Tensor, bounds: tuple[float, float] | None) -> Tensor | bool:
     if bounds is None:
         return False
-    flat = samples.flatten(1)
-    return (flat.amin(dim=1) < bounds[0]) | (flat.amax(dim=1) > bounds[1])
+    pixels = flat(samples)
+    return (pixels.amin(dim=1) < bounds[0]) | (pixels.amax(dim=1) > bounds[1])
 
 
 def _take(state: ChainState, proposal: ChainState, log_ratio: Tensor, chance: Tensor) -> ChainState:
@@ -164,12 +182,13 @@ class MALA:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self):
-        _check(self.step_size, self.temperature)
+        _check(self.step_size, self.temperature, self.bounds)
 
     def start(self, energy: Energy, samples: Tensor) -> ChainState:
         """The state of chains that begin at `samples`."""
         return _start(energy, samples, self.bounds)
 
+    @torch.no_grad()
     def step(
         self, energy: Energy, state: ChainState, generator: torch.Generator | None = None
     ) -> ChainState:
@@ -223,7 +242,7 @@ class HMC:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self):
-        _check(self.step_size, self.temperature)
+        _check(self.step_size, self.temperature, self.bounds)
         if self.num_leapfrog_steps < 1:
             raise ValueError(
                 f"num_leapfrog_steps must be at least 1, got {self.num_leapfrog_steps}"
@@ -233,6 +252,7 @@ class HMC:
         """The state of chains that begin at `samples`."""
         return _start(energy, samples, self.bounds)
 
+    @torch.no_grad()
     def step(
         self, energy: Energy, state: ChainState, generator: torch.Generator | None = None
     ) -> ChainState:
@@ -296,7 +316,7 @@ class ParallelTempering:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self):
-        _check(self.step_size, min(self.temperatures, default=1.0))
+        _check(self.step_size, min(self.temperatures, default=1.0), self.bounds)
         if len(self.temperatures) < 2 or sorted({*self.temperatures}) != [*self.temperatures]:
             raise ValueError(f"temperatures must be two at least, and rise: {self.temperatures}")
 
@@ -307,6 +327,7 @@ class ParallelTempering:
         heat = torch.tensor(self.temperatures).to(samples).repeat_interleave(len(samples))
         return self._seen(_start(energy, copies, self.bounds), swaps, heat)
 
+    @torch.no_grad()
     def step(
         self, energy: Energy, state: ChainState, generator: torch.Generator | None = None
     ) -> TemperedState:
@@ -370,8 +391,8 @@ def sample(
 ) -> SamplerOutput:
     """Runs chains.
 
-    Nothing in the loop waits for the device, and the memory that it takes does not grow with the
-    number of steps, unless states are kept.
+    Nothing in the loop waits for the device, if the generator is there too, and the memory that it
+    takes does not grow with the number of steps, unless states are kept.
 
     Args:
         energy: (B, ...) -> (B,), such as an `EnergyModel`.
@@ -382,9 +403,15 @@ def sample(
         keep_every: Keeps the state after every so many steps.
 
     Raises:
-        ValueError: If there are no steps, if chains begin out of bounds, or if energies are not one
-            finite number for each sample, at the start or at the end.
+        ValueError: If there are no steps, if chains begin out of bounds, if the energy is a network
+            in training mode, or if energies are not one finite number for each sample, at the
+            start or at the end.
     """
+    check_mode(energy)
+    if isinstance(sampler, type) or not hasattr(sampler, "step"):
+        raise ValueError(
+            f"sampler must be one of this module's, such as MALA(1.0); got {sampler!r}"
+        )
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if keep_every is not None and not 1 <= keep_every <= num_steps:
@@ -396,7 +423,9 @@ def sample(
             if keep_every and (step + 1) % keep_every == 0:
                 kept.append(state)
 
-        _check_finite(energy(x), "at the start")
+        if sampler.config.clamp is not None and bool(_outside(x, sampler.config.clamp).any()):  # pyright: ignore
+            raise ValueError(f"chains must begin within the bounds {sampler.config.clamp}")
+        _check_finite(one_for_each(energy, x), "at the start")
         x = sampler.chain(
             lambda state: energy_and_score(energy, state)[1],
             x,
@@ -434,7 +463,7 @@ def effective_sample_size(trajectory: Tensor) -> Tensor:
         trajectory: (N, B, ...), N states of B chains.
 
     Returns:
-        (...): one for each coordinate.
+        (...): one for each coordinate; NaN for one that never changes.
     """
     chains = trajectory.double()
     length, num_chains = chains.shape[:2]
@@ -453,7 +482,8 @@ def effective_sample_size(trajectory: Tensor) -> Tensor:
     pairs = torch.where((pairs > 0).cumprod(dim=0).bool(), pairs, 0.0)
     pairs = pairs.cummin(dim=0).values
     time = (-1 + 2 * pairs.sum(dim=0)).clamp(min=1 / math.log10(length * num_chains))
-    return length * num_chains / time
+    changes = (chains != chains[0, 0]).flatten(0, 1).any(dim=0)
+    return torch.where(changes, length * num_chains / time, math.nan)
 
 
 def r_hat(trajectory: Tensor) -> Tensor:
@@ -465,7 +495,8 @@ def r_hat(trajectory: Tensor) -> Tensor:
         trajectory: (N, B, ...), N states of B chains.
 
     Returns:
-        (...): one for each coordinate.
+        (...): one for each coordinate; NaN for one that never changes, infinity where only chains
+        differ.
     """
     length = len(trajectory) // 2
     if length < 2:

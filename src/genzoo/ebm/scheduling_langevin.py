@@ -155,7 +155,7 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
             return_dict: Whether to return a `LangevinSchedulerOutput` or a tuple.
 
         Raises:
-            ValueError: If score and sample differ in shape.
+            ValueError: If score and sample differ in shape, or there is no such timestep.
         """
         if score.shape != sample.shape:
             raise ValueError(
@@ -177,6 +177,7 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
             state = add_noise(state, self._sizes_at(following)[1], generator)
         return LangevinSchedulerOutput(prev_sample=state) if return_dict else (state,)
 
+    @torch.no_grad()
     def chain(
         self,
         score: Callable[[Tensor], Tensor],
@@ -188,6 +189,9 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
     ) -> Tensor:
         """Runs chains; nothing in the loop waits for the device.
 
+        (But noise from a generator on the CPU has to get there at every step.) Nothing remembers
+        how the chains came to their ends: who wants to differentiate that calls `step`.
+
         Args:
             score: (B, ...) -> (B, ...), -grad E.
             sample: (B, ...), where they begin.
@@ -195,7 +199,8 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
             generator: The source of random numbers: one, or one for each sample.
             hold: What is done to the states at the start and after each step, to keep a part of
                 them as it is.
-            on_step_end: Called with the number of the step and the states after it; what it returns
+            on_step_end: Called with the number of the step and the states after it, which hold
+                the noise of the next step already where `noise_first` is set; what it returns
                 replaces them.
 
         Returns:
@@ -215,10 +220,19 @@ class LangevinScheduler(SchedulerMixin, ConfigMixin):
     def _sizes_at(self, timestep: int | Tensor | None) -> tuple[float, float]:
         if timestep is None or not self._sizes:
             return self.sizes()
+        if not 0 <= int(timestep) < len(self._sizes):
+            raise ValueError(
+                f"timestep must be one of 0 to {len(self._sizes) - 1}, got {int(timestep)}"
+            )
         return self._sizes[int(timestep)]
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, ...) as (B, D); (B,) as (B, 1)."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def full_precision(state: Tensor) -> Tensor:
@@ -240,7 +254,7 @@ def clip(score: Tensor, bound: float, mode: str) -> Tensor:
     """Bounds each element, or the norm over each sample, of (B, ...)."""
     if mode == "element":
         return score.clamp(-bound, bound)
-    norm = torch.linalg.vector_norm(score.flatten(1), dim=1)  # (B,)
+    norm = torch.linalg.vector_norm(flat(score), dim=1)  # (B,)
     factor = (bound / norm.clamp(min=1e-12)).clamp(max=1)
     return score * factor.view(-1, *[1] * (score.dim() - 1))
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,7 +50,8 @@ class EBMRecipe:
         companion: Name of the checkpoint that it is composed with, when it is measured.
         feature_network: Name of the checkpoint through which the metrics look.
         scheduler: How chains go, in training and in the pipeline that is published.
-        loss: Objective, from losses.py: of the energies of data and of the ends of chains.
+        loss: Objective, from losses.py: of the energies of data and of the ends of chains. With
+            other constants as a `functools.partial`.
         num_steps: Steps.
         num_chain_steps: Steps K of a chain in a step of training.
         chain_start: Where chains begin: "buffer" (persistent contrastive divergence), "data"
@@ -64,7 +66,8 @@ class EBMRecipe:
         betas: Of Adam. The first is zero, since samples answer to each step and momentum makes
             both swing.
         ema_decay: Of the moving average of the weights, which is what is published.
-        max_energy: The absolute energy above which the training counts as exploded.
+        max_energy: The absolute energy above which the training counts as exploded; the log warns
+            where the mean of a batch's largest is more than half of it.
         max_energy_gap: The difference between the energies of data and samples, on the average and
             without its sign, above which the log warns: below, samples leave the data behind or do
             not come near.
@@ -157,7 +160,15 @@ class EBMRecipe:
         chains = {k: v for k, v in self.scheduler.config.items() if not k.startswith("_")}
         values |= {"model": self.model.to_diff_dict(), "scheduler": chains}
         prepare = None if self.prepare is None else self.prepare.__name__
-        return values | {"loss": self.loss.__name__, "prepare": prepare}
+        return values | {"loss": _name(self.loss), "prepare": prepare}
+
+
+def _name(loss: Callable) -> str:
+    """What tells objectives apart: the name, and the constants that were put in."""
+    if isinstance(loss, functools.partial):
+        constants = [f"{name}={value!r}" for name, value in sorted(loss.keywords.items())]
+        return f"{_name(loss.func)}({', '.join([*map(repr, loss.args), *constants])})"
+    return loss.__name__
 
 
 def train_ebm(
@@ -453,6 +464,10 @@ def alarms(recipe: EBMRecipe, found: Mapping[Any, float]) -> list[str]:
             abs(found["energy_gap"]) > recipe.max_energy_gap,
             "the energies of data and samples are far from each other",
         ),
+        (
+            found["energy_size"] > recipe.max_energy / 2,
+            "energies are nearly as large as those of an explosion",
+        ),
         (found["gradient_norm"] > recipe.max_gradient_norm, "the gradients are large"),
         (found["displacement"] < recipe.min_displacement, "the chains hardly move"),
     )
@@ -514,7 +529,8 @@ def clip_by_second_moment(optimizer: Any) -> Tensor:
             norms.append(torch.linalg.vector_norm(weight.grad))
             state = optimizer.state.get(weight, {})
             if "exp_avg_sq" in state:
-                mean = state["exp_avg_sq"] / (1 - decay ** state["step"].to(weight.device))
+                # The count of steps is on the CPU, which is a number to what is elsewhere.
+                mean = state["exp_avg_sq"] / (1 - decay ** state["step"])
                 bound = 3 * mean.sqrt() + 0.1
                 weight.grad.copy_(torch.minimum(torch.maximum(weight.grad, -bound), bound))
     return torch.linalg.vector_norm(torch.stack(norms))
