@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from genzoo.data import ImageDataset
-from genzoo.ebm.evaluation import NUM_COMPLETIONS
+from genzoo.ebm.evaluation import NUM_ANNEALED, NUM_COMPLETIONS, NUM_DISTRIBUTIONS
 from genzoo.loading import ROOMS, recipes, room_of
 
 CARDS = Path(__file__).parent.parent / "model_cards"
@@ -229,6 +229,7 @@ def test_the_cards_of_energies_say_what_their_recipes_do(name: str):
     assert "half keep their class" in text and recipe.relabel_share == 1 / 2
     assert "steps four times as long" in text and recipe.scheduler.config.step_size == 4 * 80
     assert f"the mean of {NUM_COMPLETIONS} completions" in text
+    assert f"from {NUM_ANNEALED} chains of each class in {NUM_DISTRIBUTIONS} steps" in text
 
 
 def is_trainers(name: str) -> bool:
