@@ -80,6 +80,8 @@ def igebm_colour_digits() -> EBMRecipe:
         outlier_data=None,
         # Three times the pixels, so the slope at each is a third of that of gray digits.
         scheduler=_chains(300, step_size=960.0),
+        # With fewer, chains keep the digit that they have, which is harder to learn than a color.
+        relabel_share=1.0,
         num_steps=2_000,
     )
 
@@ -92,6 +94,8 @@ def igebm_digit_colours() -> EBMRecipe:
         model=_small(3, len(COLORS)),
         prepare=colors_of_digits,
         companion="igebm-colour-digits",
+        relabel_share=0.5,
+        num_steps=1_000,
     )
 
 
