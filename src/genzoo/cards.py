@@ -661,7 +661,7 @@ def _eval_result_entry(row: _Measurement) -> EvalResultEntry:
         notes.append(f"standard deviation {_rounded(row.std, row.std)}")
     if images and _chain(images):
         notes.append(f"steps of a chain {_chain(images)}")
-    elif images:
+    elif images and images.num_generated is not None:
         notes.append(f"truncation {_truncation(images)}")
     notes.append(f"seed {row.seed}")
     return EvalResultEntry(
