@@ -1,6 +1,7 @@
 """Energy models, their objectives, and the buffer of their chains."""
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
@@ -224,6 +225,31 @@ def test_score_compiles_without_a_break_and_so_does_its_gradient(activation: str
     assert len(found) == len(expected) > 5
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # jvp's
+@pytest.mark.parametrize("activation", ["swish", "leaky_relu"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_score_is_differentiated_forward_and_backward(activation: str, mode: Callable):
+    """The slope of the score along v, both ways, is that of finite differences."""
+    model = tiny(activation=activation).double()
+    x = model.dummy_inputs["pixel_values"].double()
+    v = torch.randn(x.shape, generator=source(), dtype=x.dtype)
+    with mode():
+        _, forward = torch.func.jvp(model.score, (x,), (v,))
+        backward = torch.func.grad(lambda z: (model.score(z) * v).sum())(x)
+        expected = (model.score(x + 1e-6 * v) - model.score(x - 1e-6 * v)) / 2e-6
+    torch.testing.assert_close(forward, backward)
+    torch.testing.assert_close(forward, expected, rtol=1e-4, atol=1e-6)
+    assert bool(forward.any()) == (activation == "swish")
+
+
+def test_score_remembers_nothing_where_nobody_asks():
+    model = tiny()
+    x = model.dummy_inputs["pixel_values"].requires_grad_()
+    assert model.score(x).requires_grad
+    with torch.no_grad():
+        assert not model.score(x).requires_grad
 
 
 def test_bfloat16_network_sums_in_float32():

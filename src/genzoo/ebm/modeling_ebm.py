@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from .layers import differentiate
+
 # name: (channels of the stem and after each block, which blocks halve the image, size of the
 # convolution beside a block). The first is for 28 pixels and a CPU; the others are the paper's, of
 # 32 pixels and of 128.
@@ -406,7 +408,7 @@ class EnergyModel(PreTrainedModel):
             pixel_values: As for a call.
             class_labels: As for a call.
         """
-        return -torch.func.grad(lambda x: self._energies(x, class_labels).sum())(pixel_values)
+        return differentiate(lambda x: self._energies(x, class_labels), pixel_values)[1]
 
     def power_iteration(self) -> None:
         """One power iteration of all spectral norms.

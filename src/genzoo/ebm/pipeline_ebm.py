@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from ..pipelines import ImagePipeline
+from .layers import differentiate
 from .scheduling_langevin import LangevinScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -154,10 +155,7 @@ class EBMPipeline(ImagePipeline):
 
                 def score(x: Tensor, c: Tensor | None = c) -> Tensor:
                     # Through a call, where hooks bring the weights of a network that is elsewhere.
-                    def total(z: Tensor) -> Tensor:
-                        return network(z, c).sum()
-
-                    return -torch.func.grad(total)(x.to(network.dtype))
+                    return differentiate(lambda z: network(z, c), x.to(network.dtype))[1]
 
                 def hold(x: Tensor, move: Any = move, begin: Tensor = begin) -> Tensor:
                     return torch.where(move, x, begin)

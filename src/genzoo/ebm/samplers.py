@@ -14,6 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from .layers import differentiate
 from .scheduling_langevin import LangevinScheduler, flat, full_precision
 
 Energy = Callable[[Tensor], Tensor]
@@ -93,13 +94,7 @@ def energy_and_score(energy: Energy, samples: Tensor) -> tuple[Tensor, Tensor]:
             training mode.
     """
     check_mode(energy)
-
-    def total(x: Tensor) -> tuple[Tensor, Tensor]:
-        energies = one_for_each(energy, x)
-        return energies.sum(), energies
-
-    gradient, energies = torch.func.grad(total, has_aux=True)(samples)
-    return energies, -gradient
+    return differentiate(lambda x: one_for_each(energy, x), samples)
 
 
 @torch.no_grad()
