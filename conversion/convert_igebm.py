@@ -127,9 +127,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="of the checkpoint")
     parser.add_argument("--image-size", type=int, default=32, help="pixels; 32 unless given")
     options = parser.parse_args(arguments)
-    state = torch.load(options.file, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping):
-        parser.error(f"{options.file} holds a {type(state).__name__}, no state dict")
+    if not options.file.is_file():
+        parser.error(f"there is no file {options.file}")
+    try:
+        state = torch.load(options.file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch lets through whatever the bytes lead its readers to
+        parser.error(f"{options.file} is no file of weights that torch reads: {error!r}")
+    if not isinstance(state, Mapping) or not all(isinstance(w, Tensor) for w in state.values()):
+        parser.error(f"{options.file} holds no state dict, which is names with tensors")
     try:
         model = from_igebm(state, options.image_size)
     except ValueError as error:

@@ -213,6 +213,16 @@ def test_igebm_command_line(energies, tmp_path, capsys):
     with pytest.raises(SystemExit):
         igebm.main([str(tmp_path / "other.pt"), str(tmp_path / "more")])
     assert "no state dict of igebm-pytorch" in capsys.readouterr().err
+    (tmp_path / "noise.pt").write_bytes(b"i am no checkpoint")
+    torch.save({"conv1.weight_orig": 1, "blocks.0.conv1.weight_orig": 2}, tmp_path / "numbers.pt")
+    for name, words in (
+        ("noise.pt", "no file of weights that torch reads"),
+        ("numbers.pt", "holds no state dict"),
+        ("missing.pt", "there is no file"),
+    ):
+        with pytest.raises(SystemExit):
+            igebm.main([str(tmp_path / name), str(tmp_path / "more")])
+        assert words in capsys.readouterr().err
     state = energies["plain"]["state"]
     for wrong in (
         state | {"blocks.9.conv1.weight_orig": torch.ones(1)},

@@ -15,6 +15,7 @@ from common import ModelTests
 from genzoo.ebm import losses
 from genzoo.ebm.buffer import SampleBuffer, dequantize, quantize
 from genzoo.ebm.composition import class_energies, compose, of_class
+from genzoo.ebm.layers import differentiate
 from genzoo.ebm.likelihood import log_partition
 from genzoo.ebm.modeling_ebm import BACKBONES, EBMConfig, EBMConv2d, EnergyModel, ResidualConv2d
 from genzoo.ebm.samplers import ParallelTempering, sample
@@ -235,21 +236,44 @@ def test_score_is_differentiated_forward_and_backward(activation: str, mode: Cal
     model = tiny(activation=activation).double()
     x = model.dummy_inputs["pixel_values"].double()
     v = torch.randn(x.shape, generator=source(), dtype=x.dtype)
+    one_by_one = torch.func.vmap(lambda z: model.score(z[None])[0])
     with mode():
         _, forward = torch.func.jvp(model.score, (x,), (v,))
+        _, each = torch.func.jvp(one_by_one, (x,), (v,))
         backward = torch.func.grad(lambda z: (model.score(z) * v).sum())(x)
         expected = (model.score(x + 1e-6 * v) - model.score(x - 1e-6 * v)) / 2e-6
     torch.testing.assert_close(forward, backward)
+    torch.testing.assert_close(forward, each)
     torch.testing.assert_close(forward, expected, rtol=1e-4, atol=1e-6)
     assert bool(forward.any()) == (activation == "swish")
 
 
-def test_score_remembers_nothing_where_nobody_asks():
-    model = tiny()
-    x = model.dummy_inputs["pixel_values"].requires_grad_()
-    assert model.score(x).requires_grad
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # jvp's
+def test_score_is_differentiated_forward_in_the_weights():
+    model = tiny(activation="swish").double().eval()  # which moves no spectral norm
+    x = model.dummy_inputs["pixel_values"].double()
+    weight = model.stem.weight.detach()
+
+    def score(w: torch.Tensor) -> torch.Tensor:
+        weights = {"stem.weight": w}
+        return differentiate(lambda z: torch.func.functional_call(model, weights, (z,)), x)[1]
+
+    v = torch.randn(weight.shape, generator=source(), dtype=x.dtype)
     with torch.no_grad():
-        assert not model.score(x).requires_grad
+        _, forward = torch.func.jvp(score, (weight,), (v,))
+        expected = (score(weight + 1e-6 * v) - score(weight - 1e-6 * v)) / 2e-6
+    torch.testing.assert_close(forward, expected, rtol=1e-4, atol=1e-6)
+    assert forward.any()
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_score_remembers_nothing_where_nobody_asks(is_compiled: bool):
+    model = tiny()
+    score = torch.compile(model.score, backend="aot_eager") if is_compiled else model.score
+    x = model.dummy_inputs["pixel_values"].requires_grad_()
+    with torch.no_grad():
+        assert not score(x).requires_grad
+    assert score(x).requires_grad
 
 
 def test_bfloat16_network_sums_in_float32():
@@ -492,6 +516,9 @@ def test_classes_have_energies_of_their_own():
         (lambda: class_energies(tiny().train(), torch.zeros(1, 1, 12, 12)), "in training mode"),
         (lambda: class_energies(broken(), torch.zeros(3, 1, 12, 12)), "of 3 of 3 images are not"),
         (lambda: class_energies(tiny(), torch.full((1, 1, 12, 12), 2.0)), "pixels must be in"),
+        (lambda: class_energies(tiny(), torch.zeros(0, 1, 12, 12)), "must be an image"),
+        (lambda: class_energies(tiny(), torch.zeros(1, 1, 12, 12), 0), "got 1 and 0"),
+        (lambda: class_energies(tiny(), torch.zeros(1, 1, 12, 12).byte()), "got torch.uint8"),
     ],
 )
 def test_bad_compositions_get_a_sentence(act, words: str):

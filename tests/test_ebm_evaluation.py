@@ -95,10 +95,11 @@ def test_a_flat_energy_needs_no_chain():
 
 
 def test_bounds_want_samples_in_the_box():
-    with pytest.raises(ValueError, match="samples must be some, and in"):
+    with pytest.raises(ValueError, match=r"samples must be in \[-1, 1\]"):
         log_partition(lambda x: x.sum(dim=1), (1,), samples=torch.full((1, 1), 2.0))
-    with pytest.raises(ValueError, match="samples must be some, and in"):
-        log_partition(lambda x: x.sum(dim=1), (1,), samples=torch.zeros(0, 1))
+    for wrong in (torch.zeros(0, 1), torch.zeros(3, 5), torch.zeros(1)):
+        with pytest.raises(ValueError, match=r"samples must be \(B, 1\), got"):
+            log_partition(lambda x: x.sum(dim=1), (1,), samples=wrong)
     with pytest.raises(ValueError, match="energies are not finite"):
         log_partition(lambda x: x.sum(dim=1) * math.nan, (1,), num_distributions=2)
     with pytest.raises(ValueError, match="there must be a chain"):
@@ -265,6 +266,15 @@ def test_completions_stand_beside_the_nearest_image(tmp_path, judge, monkeypatch
     expected = (2 * below[chosen].double() / 255 - 1).square().mean()
     assert nearest["value"] == pytest.approx(float(expected), rel=1e-5)
     assert nearest["num_real"] == 5 and nearest["num_generated"] is None
+    rows = {row["metric"]: row for row in rows if row is not nearest}
+    labels = train.labels[chosen]
+    means = torch.stack([below[train.labels == each].double().mean(dim=0) for each in labels])
+    mean_error = ((means - 255 + below[chosen].double()) / 255).square().mean()
+    mean = rows["inpainting_mse_of_mean"]
+    assert mean["value"] == pytest.approx(float(mean_error), rel=1e-5) and mean["reference"]
+    gain, own = rows["inpainting_advantage"], rows["inpainting_mse"]
+    assert gain["value"] == pytest.approx(nearest["value"] - own["value"], rel=1e-4)
+    assert gain["std"] > 0 and gain["num_generated"] == 80 and not gain["reference"]
 
 
 @pytest.mark.parametrize("is_composed", [True, False])

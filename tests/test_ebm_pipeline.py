@@ -276,6 +276,9 @@ def test_a_grid_of_all_classes():
     [
         (lambda p, q: p(0), "num_images must be at least 1"),
         (lambda p, q: p(2, num_inference_steps=0), "at least 1"),
+        (lambda p, q: p(2, num_inference_steps=2.5), "at least 1, and whole, got 2.5"),
+        (lambda p, q: p(2, generator=0), "must be a torch.Generator, got 0"),
+        (lambda p, q: p(2, generator=[source(), 1]), "must be a torch.Generator, got 1"),
         (lambda p, q: p(2, "hat"), "there is no class 'hat'"),
         (lambda p, q: make()(2, 1), "unconditional"),
         (lambda p, q: p(3, ["bag", "shoe"]), "1 or 3 class labels"),

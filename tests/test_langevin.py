@@ -343,6 +343,15 @@ def test_r_hat_sees_chains_that_have_not_met():
     assert effective_sample_size(trajectory)[1] < 0.1 * effective_sample_size(trajectory)[0]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_chains_that_are_no_numbers_are_worth_nothing(value: float):
+    trajectory = standard_normal_draws(100, 4, 2)
+    trajectory[50, 2, 0] = value
+    sizes = effective_sample_size(trajectory)
+    assert sizes.isnan().tolist() == [True, False]
+    assert r_hat(trajectory).isnan().tolist() == [True, False]
+
+
 def test_chains_that_never_move_are_worth_nothing():
     """No proposal is taken at such a step; a coordinate that is the same in all is worth NaN."""
     x = torch.full((4, 3), 0.1)
@@ -416,6 +425,11 @@ def test_a_step_after_the_last():
         (lambda: ParallelTempering(0.1, (0.0, 1.0)), "no density"),
         (lambda: sample(standard_normal, torch.ones(2, 1), MALA(0.1), 0), "num_steps"),
         (lambda: sample(lambda x: x, torch.ones(2, 1), MALA(0.1), 1), "one number for each"),
+        (lambda: sample(lambda x: 0.5, torch.ones(2, 1), MALA(0.1), 1), "one number.*got 0.5"),
+        (
+            lambda: sample(standard_normal, torch.ones(2, 1), MALA(0.1), 1, [source(), source(1)]),
+            "only a LangevinScheduler",
+        ),
         (lambda: sample(lambda x: x[:, 0].log(), -torch.ones(2, 1), MALA(0.1), 1), "2 of 2"),
         (
             lambda: sample(

@@ -50,6 +50,8 @@ METRICS = {
     "auroc": ("AUROC of the energy, the second data set against the first", "↑"),
     "auroc_noise": ("AUROC of the energy, uniform noise against the data", "↑"),
     "inpainting_mse": ("Squared error in missing pixels", "↓"),
+    "inpainting_advantage": ("Squared error less than the nearest image's", "↑"),
+    "inpainting_mse_of_mean": ("Squared error of the class's mean image", "↓"),
     "inpainting_accuracy": ("Class accuracy of completions", "↑"),
     "both_accuracy": ("Digit and color both right", "↑"),
     "digit_accuracy": ("Digit right", "↑"),

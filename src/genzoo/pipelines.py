@@ -147,6 +147,9 @@ class ImagePipeline(ZooPipeline):
         generator: torch.Generator | list[torch.Generator] | None, num_images: int
     ) -> None:
         """Dies unless there is one for all, or one for each image."""
+        each = generator if isinstance(generator, list) else [generator]
+        if wrong := [one for one in each if not isinstance(one, torch.Generator | None)]:
+            raise ValueError(f"a generator must be a torch.Generator, got {wrong[0]!r}")
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(
                 f"{num_images} images need {num_images} generators, got {len(generator)}"

@@ -127,10 +127,16 @@ def class_energies(model: EnergyModel, images: Tensor, batch_size: int = 256) ->
         batch_size: How many images are looked at at once.
 
     Raises:
-        ValueError: If pixels are out of range, or these or energies no numbers, or the model is in
-            training mode.
+        ValueError: If there are no images, pixels are out of range, or these or energies no
+            numbers, or the model is in training mode.
     """
     check_mode(model)
+    if not len(images) or batch_size < 1:
+        raise ValueError(
+            f"there must be an image and a batch_size, got {len(images)} and {batch_size}"
+        )
+    if not images.is_floating_point():
+        raise ValueError(f"pixels must be floating-point numbers in [-1, 1], got {images.dtype}")
     if not (images.min() >= -1 and images.max() <= 1):
         raise ValueError(
             f"pixels must be in [-1, 1], got {float(images.min()):g} to {float(images.max()):g}"

@@ -24,7 +24,7 @@ from .scheduling_langevin import LangevinScheduler
 from .training import EBMRecipe
 
 NUM_IMAGES = 2_000
-NUM_INPAINTED, NUM_COMPLETIONS = 200, 16
+NUM_INPAINTED, NUM_COMPLETIONS = 400, 16
 NUM_COMPOSED = 600
 NUM_JUDGED = 2_000
 NUM_ANNEALED, NUM_DISTRIBUTIONS = 8, 50  # chains of a class, steps of annealed importance sampling
@@ -48,7 +48,8 @@ def evaluate_energy(
     - What chains from fresh noise make, against real images. For an energy that has a companion:
       what chains over the sum of both make, of every pair of classes.
     - The lower half of images that it has not seen, filled in: the mean of 16 completions against
-      the truth, beside that of the nearest training image of the same class.
+      the truth, beside those of the nearest training image of the same class and of the mean of
+      its training images.
     - The class of the lowest energy, and how well the energy tells other images from the data.
     - Bounds of the log-likelihood at temperature one.
 
@@ -138,7 +139,9 @@ def evaluate_energy(
         if count < 1:
             raise ValueError(f"num_images must be at least 1, got {count}")
         found = right_of_composed(model, other, pipe.scheduler, network, count, steps, seed)
+        of_color = {"color_accuracy": found.pop("color_accuracy")}  # which no network looks at
         add(started, found, num_generated=count, **judge, **chains)
+        add(started, of_color, num_generated=count, **chains)
 
     started = time.monotonic()
     classes = judge_labels(model.config, network, real.labels)
@@ -148,17 +151,22 @@ def evaluate_energy(
         assert real.labels is not None
         images, labels = real.images[chosen], real.labels[chosen]
         completed = completions(pipe, images, labels, steps, seed)  # (N, M, C, H, W)
-        truth = images[:, None].float() / 255
-        half = truth.shape[-2] // 2
-        error = (completed.mean(dim=1, keepdim=True) - truth)[..., half:, :].square().mean()
+        truth = images.float() / 255
+        errors = errors_below(completed.mean(dim=1), truth)  # (N,)
         with torch.no_grad():
             logits = network(completed[:, 0].to(device) * 2 - 1).logits.cpu()
         facts = {"num_real": count, "num_generated": NUM_COMPLETIONS * count}
-        add(started, {"inpainting_mse": float(error)}, **facts, **chains)
+        add(started, {"inpainting_mse": float(errors.mean())}, **facts, **chains)
         if not isinstance(source, ImageDataset):  # which has no other images to be near
-            nearest = nearest_images(images, labels, load("train")).float() / 255
-            error = (nearest - truth[:, 0])[..., half:, :].square().mean()
-            add(started, {"inpainting_mse": float(error)}, num_real=count, reference=True)
+            train = load("train")
+            nearest, mean = nearest_images(images, labels, train), mean_images(labels, train)
+            for metric, image in (("inpainting_mse", nearest), ("inpainting_mse_of_mean", mean)):
+                error = float(errors_below(image.float() / 255, truth).mean())
+                add(started, {metric: error}, num_real=count, reference=True)
+            saved = errors_below(nearest.float() / 255, truth) - errors
+            spread = {"std": float(saved.std() / math.sqrt(count))}  # of the mean of pairs
+            found = {"inpainting_advantage": float(saved.mean())}
+            add(started, found, **facts, **chains, **spread)
         accuracy = conditional_accuracy(logits, classes[chosen])
         facts |= {"num_generated": count}
         add(started, {"inpainting_accuracy": accuracy}, **facts, **judge, **chains)
@@ -212,7 +220,6 @@ def completions(
         num_completions=NUM_COMPLETIONS,
         num_inference_steps=steps,
         generator=generator_for(seed, 6),
-        batch_size=BATCH_SIZE,
         output_type="pt",
     )
     return found.images.cpu().unflatten(0, (len(images), NUM_COMPLETIONS))
@@ -233,6 +240,24 @@ def nearest_images(images: Tensor, labels: Tensor | None, train: ImageDataset) -
     if labels is not None and train.labels is not None:
         distances[labels[:, None] != train.labels] = math.inf
     return train.images[distances.argmin(dim=1)]
+
+
+def mean_images(labels: Tensor, train: ImageDataset) -> Tensor:
+    """For each label the mean of its training images, (N, C, H, W) in [0, 255].
+
+    Args:
+        labels: (N,); a training image must have each.
+        train: Labeled images.
+    """
+    assert train.labels is not None
+    kinds = [train.images[train.labels == each].float().mean(dim=0) for each in labels.unique()]
+    return torch.stack(kinds)[torch.searchsorted(labels.unique(), labels)]
+
+
+def errors_below(images: Tensor, truth: Tensor) -> Tensor:
+    """Squared errors in the lower halves of images (N, C, H, W), each the mean of its pixels."""
+    half = truth.shape[-2] // 2
+    return (images - truth)[..., half:, :].square().flatten(1).mean(dim=1)
 
 
 def right_of_composed(

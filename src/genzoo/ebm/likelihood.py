@@ -65,8 +65,8 @@ def log_partition(
         device: Where.
 
     Raises:
-        ValueError: If a sample is outside the box, a count is below one, the energy is a network in
-            training mode, or energies are not one finite number for each x.
+        ValueError: If samples are not of this shape or outside the box, a count is below one, the
+            energy is a network in training mode, or energies are not one finite number for each x.
     """
     check_mode(energy)
     if num_chains < 1 or num_distributions < 1:
@@ -109,8 +109,12 @@ def log_partition(
     if samples is None:
         _, ends = log_weights(ends, [1.0] * len(betas))
     else:
-        if not len(samples) or not samples.abs().max() <= 1:
-            raise ValueError("samples must be some, and in [-1, 1]")
+        if samples.shape[1:] != torch.Size(shape) or not len(samples):
+            raise ValueError(
+                f"samples must be (B, {', '.join(map(str, shape))}), got {tuple(samples.shape)}"
+            )
+        if not samples.abs().max() <= 1:
+            raise ValueError("samples must be in [-1, 1]")
         ends = 2 * torch.atanh(samples.to(device).clamp(-1 + 1e-6, 1 - 1e-6))
     backward, _ = log_weights(ends, betas[::-1])
     found = LogPartition(

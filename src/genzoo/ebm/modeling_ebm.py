@@ -36,7 +36,13 @@ BACKBONES = {
     "resnet128": ([64, 64, 128, 256, 512, 512, 512], [True, True, True, True, True, False], 3),
 }
 
-ACTIVATIONS = {"leaky_relu": lambda h: F.leaky_relu(h, 0.2), "swish": F.silu}
+
+def leaky_relu(h: Tensor) -> Tensor:
+    """Of slope 0.2 below zero."""
+    return F.leaky_relu(h, 0.2)
+
+
+ACTIVATIONS = {"leaky_relu": leaky_relu, "swish": F.silu}
 
 
 @strict

@@ -138,8 +138,8 @@ class EBMPipeline(ImagePipeline):
         labels = self.labels_for(labels, num_images, generator)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if num_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {num_steps}")
+        if num_steps < 1 or num_steps != int(num_steps):
+            raise ValueError(f"num_inference_steps must be at least 1, and whole, got {num_steps}")
         if keep_every is not None and not 1 <= keep_every <= num_steps:
             raise ValueError(f"keep_every must be in 1 .. {num_steps}, got {keep_every}")
         device, network = self._execution_device, self.ebm.eval()

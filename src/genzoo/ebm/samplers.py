@@ -78,10 +78,10 @@ def one_for_each(energy: Energy, samples: Tensor) -> Tensor:
         ValueError: If there is not one for each sample.
     """
     energies = energy(samples)
-    if energies.shape != samples.shape[:1]:
+    found = tuple(energies.shape) if isinstance(energies, Tensor) else repr(energies)
+    if found != samples.shape[:1]:
         raise ValueError(
-            f"an energy gives one number for each sample: ({len(samples)},), "
-            f"got {tuple(energies.shape)}"
+            f"an energy gives one number for each sample: ({len(samples)},), got {found}"
         )
     return energies
 
@@ -380,7 +380,7 @@ def sample(
     x0: Tensor,
     sampler: Any,
     num_steps: int,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
     *,
     keep_every: int | None = None,
 ) -> SamplerOutput:
@@ -394,7 +394,7 @@ def sample(
         x0: (B, ...), where the chains begin.
         sampler: A `LangevinScheduler`, or `MALA`, `HMC`, `ParallelTempering`.
         num_steps: How many.
-        generator: The source of random numbers.
+        generator: The source of random numbers; for a `LangevinScheduler` also one for each chain.
         keep_every: Keeps the state after every so many steps.
 
     Raises:
@@ -411,6 +411,8 @@ def sample(
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if keep_every is not None and not 1 <= keep_every <= num_steps:
         raise ValueError(f"keep_every must be in 1 .. {num_steps}, got {keep_every}")
+    if isinstance(generator, list) and not isinstance(sampler, LangevinScheduler):
+        raise ValueError("only a LangevinScheduler takes a list of generators")
     x, kept, swap_rates = full_precision(x0), [], None
     if isinstance(sampler, LangevinScheduler):
 
@@ -458,7 +460,7 @@ def effective_sample_size(trajectory: Tensor) -> Tensor:
         trajectory: (N, B, ...), N states of B chains.
 
     Returns:
-        (...): one for each coordinate; NaN for one that never changes.
+        (...): one for each coordinate; NaN for one that never changes, or is no number somewhere.
     """
     chains = trajectory.double()
     length, num_chains = chains.shape[:2]
@@ -478,7 +480,8 @@ def effective_sample_size(trajectory: Tensor) -> Tensor:
     pairs = pairs.cummin(dim=0).values
     time = (-1 + 2 * pairs.sum(dim=0)).clamp(min=1 / math.log10(length * num_chains))
     changes = (chains != chains[0, 0]).flatten(0, 1).any(dim=0)
-    return torch.where(changes, length * num_chains / time, math.nan)
+    is_number = chains.isfinite().flatten(0, 1).all(dim=0)
+    return torch.where(changes & is_number, length * num_chains / time, math.nan)
 
 
 def r_hat(trajectory: Tensor) -> Tensor:
