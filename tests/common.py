@@ -13,6 +13,7 @@ import functools
 import inspect
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -209,6 +210,12 @@ class ModelTests:
         )
         other = self.value(model(**self.make_inputs(4, torch.Generator().manual_seed(3))))
         assert not torch.equal(first, other)
+
+    def test_processes_can_hand_it_over(self):
+        """As multiprocessing and torch.save do, by pickle."""
+        model = self.make_model()
+        copied = pickle.loads(pickle.dumps(model))
+        assert torch.equal(self.run(copied), self.run(model))
 
     def test_return_dict_false_agrees(self):
         model = self.make_model()

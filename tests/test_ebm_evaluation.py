@@ -272,6 +272,8 @@ def test_completions_stand_beside_the_nearest_image(tmp_path, judge, monkeypatch
     mean_error = ((means - 255 + below[chosen].double()) / 255).square().mean()
     mean = rows["inpainting_mse_of_mean"]
     assert mean["value"] == pytest.approx(float(mean_error), rel=1e-5) and mean["reference"]
+    any_class = rows["inpainting_mse_of_any"]
+    assert any_class["value"] == pytest.approx(nearest["value"]), "itself, of whatever class"
     gain, own = rows["inpainting_advantage"], rows["inpainting_mse"]
     assert gain["value"] == pytest.approx(nearest["value"] - own["value"], rel=1e-4)
     assert gain["std"] > 0 and gain["num_generated"] == 80 and not gain["reference"]

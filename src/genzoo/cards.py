@@ -51,6 +51,7 @@ METRICS = {
     "auroc_noise": ("AUROC of the energy, uniform noise against the data", "↑"),
     "inpainting_mse": ("Squared error in missing pixels", "↓"),
     "inpainting_advantage": ("Squared error less than the nearest image's", "↑"),
+    "inpainting_mse_of_any": ("Squared error of the nearest image of any class", "↓"),
     "inpainting_mse_of_mean": ("Squared error of the class's mean image", "↓"),
     "inpainting_accuracy": ("Class accuracy of completions", "↑"),
     "both_accuracy": ("Digit and color both right", "↑"),

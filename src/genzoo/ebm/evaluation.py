@@ -48,8 +48,8 @@ def evaluate_energy(
     - What chains from fresh noise make, against real images. For an energy that has a companion:
       what chains over the sum of both make, of every pair of classes.
     - The lower half of images that it has not seen, filled in: the mean of 16 completions against
-      the truth, beside those of the nearest training image of the same class and of the mean of
-      its training images.
+      the truth, beside those of the nearest training image of the same class, of the nearest of
+      all, and of the mean of the class's.
     - The class of the lowest energy, and how well the energy tells other images from the data.
     - Bounds of the log-likelihood at temperature one.
 
@@ -159,11 +159,17 @@ def evaluate_energy(
         add(started, {"inpainting_mse": float(errors.mean())}, **facts, **chains)
         if not isinstance(source, ImageDataset):  # which has no other images to be near
             train = load("train")
-            nearest, mean = nearest_images(images, labels, train), mean_images(labels, train)
-            for metric, image in (("inpainting_mse", nearest), ("inpainting_mse_of_mean", mean)):
-                error = float(errors_below(image.float() / 255, truth).mean())
-                add(started, {metric: error}, num_real=count, reference=True)
-            saved = errors_below(nearest.float() / 255, truth) - errors
+            nearest = errors_below(nearest_images(images, labels, train) / 255, truth)
+            references = {
+                "inpainting_mse": nearest,
+                "inpainting_mse_of_any": errors_below(
+                    nearest_images(images, None, train) / 255, truth
+                ),
+                "inpainting_mse_of_mean": errors_below(mean_images(labels, train) / 255, truth),
+            }
+            found = {metric: float(each.mean()) for metric, each in references.items()}
+            add(started, found, num_real=count, reference=True)
+            saved = nearest - errors
             spread = {"std": float(saved.std() / math.sqrt(count))}  # of the mean of pairs
             found = {"inpainting_advantage": float(saved.mean())}
             add(started, found, **facts, **chains, **spread)
