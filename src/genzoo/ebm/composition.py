@@ -127,8 +127,8 @@ def class_energies(model: EnergyModel, images: Tensor, batch_size: int = 256) ->
         batch_size: How many images are looked at at once.
 
     Raises:
-        ValueError: If there are no images, pixels are out of range, or these or energies no
-            numbers, or the model is in training mode.
+        ValueError: If there are no images, a batch has none, pixels are out of range, or these or
+            energies no numbers, or the model is in training mode.
     """
     check_mode(model)
     if not len(images) or batch_size < 1:

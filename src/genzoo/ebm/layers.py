@@ -23,7 +23,8 @@ def differentiate(energy: Callable[[Tensor], Tensor], samples: Tensor) -> tuple[
         energies = energy(x)
         return energies.sum(), energies
 
-    # Forward derivatives are taken under no_grad too.
+    # Forward derivatives are taken under no_grad too, by whatever the energy depends on, which no
+    # look at the samples tells.
     is_followed = torch.is_grad_enabled() or forward_ad._current_level >= 0
     if is_followed or torch.compiler.is_compiling():
         gradient, energies = torch.func.grad(total, has_aux=True)(samples)

@@ -398,9 +398,9 @@ def sample(
         keep_every: Keeps the state after every so many steps.
 
     Raises:
-        ValueError: If there are no steps, if chains begin out of bounds, if the energy is a network
-            in training mode, or if energies are not one finite number for each sample, at the
-            start or at the end.
+        ValueError: If there are no steps, if a sampler that takes one generator gets several, if
+            chains begin out of bounds, if the energy is a network in training mode, or if energies
+            are not one finite number for each sample, at the start or at the end.
     """
     check_mode(energy)
     if isinstance(sampler, type) or not hasattr(sampler, "step"):
